@@ -1,0 +1,1 @@
+//! Fetches VMs and submits them to the queue.

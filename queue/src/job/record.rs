@@ -1,0 +1,323 @@
+//! The files that pollers read: one `Record` per job, one `Status` per daemon.
+//!
+//! All fields are optional when read, so that an older reader and a newer writer understand each
+//! other. Times are RFC 3339 in UTC; sizes are bytes; durations are seconds.
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+use crate::job::JobId;
+
+/// A heartbeat older than this is stale: the daemon is not responding.
+pub const HEARTBEAT_STALE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    #[default]
+    Queued,
+    Processing,
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing more will happen to the job by itself.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Processing => "processing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    #[default]
+    Settle,
+    Verify,
+    Convert,
+    Repair,
+    Publish,
+}
+
+impl Phase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Settle => "settle",
+            Self::Verify => "verify",
+            Self::Convert => "convert",
+            Self::Repair => "repair",
+            Self::Publish => "publish",
+        }
+    }
+}
+
+/// Sorts by urgency: high before normal before low.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    High,
+    #[default]
+    Normal,
+    Low,
+}
+
+impl Priority {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub percent: f64,
+    pub rate_bytes_per_second: u64,
+    pub eta_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskRecord {
+    /// File name of the result, e.g. `web-01-disk2.qcow2`.
+    pub name: String,
+    /// e.g. `vmdk (streamOptimized)`.
+    pub source_format: String,
+    pub virtual_size_bytes: u64,
+    pub source_bytes: u64,
+    pub output_bytes: u64,
+    /// Content digest, `blake3:<hex>`.
+    pub digest: Option<String>,
+}
+
+/// Why a job failed, for pollers and for `<name>.error.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub kind: ErrorKind,
+    /// One line: the cause.
+    pub message: String,
+    /// One line: what to do about it.
+    #[serde(default)]
+    pub remedy: Option<String>,
+    #[serde(default)]
+    pub chain: Vec<String>,
+}
+
+impl Failure {
+    /// The text of `<vm>.error`: the first line is the cause, then what to do about it.
+    pub fn to_text(&self) -> String {
+        let mut text = one_line(&self.message);
+        for below in &self.chain {
+            text.push_str(": ");
+            text.push_str(&one_line(below));
+        }
+        text.push('\n');
+        if let Some(remedy) = &self.remedy {
+            text.push_str(&one_line(remedy));
+            text.push('\n');
+        }
+        text.push_str(&format!("kind: {}\n", self.kind));
+        text
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self {
+            kind: error.kind,
+            message: error.to_string(),
+            remedy: error.remedy.clone(),
+            chain: error.chain(),
+        }
+    }
+}
+
+/// `output/.daemon/jobs/<job>.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub job_id: JobId,
+    pub vm_name: String,
+    #[serde(default)]
+    pub instance: String,
+    /// The name under which the job was dropped into the queue directory.
+    #[serde(default)]
+    pub drop: String,
+    #[serde(default)]
+    pub state: JobState,
+    #[serde(default)]
+    pub phase: Phase,
+    #[serde(default)]
+    pub priority: Priority,
+    /// 1 = next; only while queued.
+    #[serde(default)]
+    pub queue_position: Option<u64>,
+    #[serde(default)]
+    pub progress: Progress,
+    #[serde(default)]
+    pub disks: Vec<DiskRecord>,
+    /// Seconds spent per phase.
+    #[serde(default)]
+    pub timings: BTreeMap<String, f64>,
+    /// How many times a worker started this job.
+    #[serde(default)]
+    pub attempts: u32,
+    #[serde(default)]
+    pub error: Option<Failure>,
+    #[serde(default)]
+    pub created_at: String,
+    #[serde(default)]
+    pub updated_at: String,
+    #[serde(default)]
+    pub started_at: Option<String>,
+    #[serde(default)]
+    pub finished_at: Option<String>,
+    /// A queued job that failed and waits for its next try waits until then.
+    #[serde(default)]
+    pub not_before: Option<String>,
+    #[serde(default)]
+    pub host: String,
+    #[serde(default)]
+    pub pid: u32,
+    /// Published files, absolute.
+    #[serde(default)]
+    pub outputs: Vec<PathBuf>,
+    /// What was read over, e.g. unknown fields of the manifest.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// The last lines of the job's log, oldest first.
+    #[serde(default)]
+    pub log: Vec<String>,
+}
+
+impl Record {
+    pub fn new(job_id: JobId, vm_name: &str, instance: &str, drop: &str) -> Self {
+        let now = timestamp(SystemTime::now());
+        Self {
+            job_id,
+            vm_name: vm_name.to_owned(),
+            instance: instance.to_owned(),
+            drop: drop.to_owned(),
+            state: JobState::Queued,
+            phase: Phase::Settle,
+            priority: Priority::Normal,
+            queue_position: None,
+            progress: Progress::default(),
+            disks: Vec::new(),
+            timings: BTreeMap::new(),
+            attempts: 0,
+            error: None,
+            created_at: now.clone(),
+            updated_at: now,
+            started_at: None,
+            finished_at: None,
+            not_before: None,
+            host: String::new(),
+            pid: 0,
+            outputs: Vec::new(),
+            notes: Vec::new(),
+            log: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DaemonState {
+    #[default]
+    Running,
+    Paused,
+    Draining,
+    Stopping,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    pub completed: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    pub retried: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+/// A job a worker is on, as the heartbeat shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ActiveJob {
+    pub job_id: JobId,
+    pub vm_name: String,
+    pub phase: Phase,
+    pub percent: f64,
+}
+
+/// `output/.daemon/status.json`: the daemon's heartbeat, every 2 s and on change.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    pub instance: String,
+    pub version: String,
+    pub pid: u32,
+    pub host: String,
+    pub started_at: String,
+    pub updated_at: String,
+    pub state: DaemonState,
+    pub watch_dir: PathBuf,
+    pub output_dir: PathBuf,
+    pub work_dir: PathBuf,
+    pub max_concurrent_jobs: u32,
+    /// Jobs that wait, claimed or not.
+    pub queue_depth: u64,
+    pub active: Vec<ActiveJob>,
+    /// Since this daemon started.
+    pub totals: Totals,
+    pub free_bytes: u64,
+}
+
+impl Status {
+    /// How old the heartbeat is; `None` if its time cannot be read.
+    pub fn age(&self, now: SystemTime) -> Option<Duration> {
+        let updated = parse_timestamp(&self.updated_at)?;
+        Some(now.duration_since(updated).unwrap_or_default())
+    }
+
+    /// Whether the daemon beat its heart lately: a stale one is never shown as running.
+    pub fn is_fresh(&self, now: SystemTime) -> bool {
+        self.age(now).is_some_and(|age| age <= HEARTBEAT_STALE)
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds.
+pub fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+pub fn parse_timestamp(text: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339_weak(text).ok()
+}
