@@ -5,4 +5,6 @@ pub mod durable;
 pub mod error;
 pub mod instance;
 pub mod job;
+pub mod recover;
 pub mod roots;
+pub mod spool;
