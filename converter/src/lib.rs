@@ -1,1 +1,4 @@
 //! The converter.
+pub use queue::error;
+
+pub mod source;

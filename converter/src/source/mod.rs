@@ -1,0 +1,2 @@
+//! Where disks come from.
+pub mod ovf;
