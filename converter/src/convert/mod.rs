@@ -1,0 +1,2 @@
+//! One conversion from source to published result.
+pub mod metadata;
