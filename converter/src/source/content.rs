@@ -47,7 +47,8 @@ impl Content {
 
     fn sniff(head: &[u8], tail: &[u8]) -> Self {
         let at = |offset: usize, magic: &[u8]| {
-            head.get(offset..).is_some_and(|rest| rest.starts_with(magic))
+            head.get(offset..)
+                .is_some_and(|rest| rest.starts_with(magic))
         };
         let is_text = |start: &str| {
             let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
@@ -60,7 +61,10 @@ impl Content {
             (at(0, b"COWD"), Self::VmdkCowd),
             (at(0, &0xcafe_babe_u64.to_le_bytes()), Self::VmdkSeSparse),
             (at(0, b"vhdxfile"), Self::Vhdx),
-            (at(0, b"conectix") || tail.starts_with(b"conectix"), Self::Vhd),
+            (
+                at(0, b"conectix") || tail.starts_with(b"conectix"),
+                Self::Vhd,
+            ),
             (at(0, b"QFI\xfb"), Self::Qcow),
             (at(0x40, &0xbeda_107f_u32.to_le_bytes()), Self::Vdi),
             (at(257, b"ustar"), Self::Tar),
@@ -241,8 +245,10 @@ pub(super) fn open_disk(
         }
         other => other,
     };
-    Err(unsupported(window.path(), format!("the file is {what}, which"))
-        .with_remedy("convert it to a sparse VMDK or a raw image first"))
+    Err(
+        unsupported(window.path(), format!("the file is {what}, which"))
+            .with_remedy("convert it to a sparse VMDK or a raw image first"),
+    )
 }
 
 #[cfg(test)]
@@ -277,16 +283,42 @@ mod tests {
     #[test]
     fn a_contradiction_says_both() {
         let path = Path::new("vm.img");
-        let error = Claim::by_name("vm.img").check(Content::Qcow, path).unwrap_err();
+        let error = Claim::by_name("vm.img")
+            .check(Content::Qcow, path)
+            .unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
         let text = error.to_string();
         assert!(text.contains("raw") && text.contains("qcow2"), "{text}");
-        assert!(Claim::by_name("vm.img").check(Content::Unknown, path).is_ok());
-        assert!(Claim::by_name("vm.ami").check(Content::Unknown, path).is_ok());
-        assert!(Claim::by_name("vm.ami").check(Content::VmdkSparse, path).is_ok());
-        assert!(Claim::by_name("vm.dat").check(Content::Unknown, path).is_err());
-        assert!(Claim::by_name("vm.dat").check(Content::VmdkSparse, path).is_ok());
-        assert!(Claim::by_name("VM.VMDK").check(Content::Unknown, path).is_err());
+        assert!(
+            Claim::by_name("vm.img")
+                .check(Content::Unknown, path)
+                .is_ok()
+        );
+        assert!(
+            Claim::by_name("vm.ami")
+                .check(Content::Unknown, path)
+                .is_ok()
+        );
+        assert!(
+            Claim::by_name("vm.ami")
+                .check(Content::VmdkSparse, path)
+                .is_ok()
+        );
+        assert!(
+            Claim::by_name("vm.dat")
+                .check(Content::Unknown, path)
+                .is_err()
+        );
+        assert!(
+            Claim::by_name("vm.dat")
+                .check(Content::VmdkSparse, path)
+                .is_ok()
+        );
+        assert!(
+            Claim::by_name("VM.VMDK")
+                .check(Content::Unknown, path)
+                .is_err()
+        );
         let manifest = Path::new("manifest.json");
         assert!(Claim::by_manifest("exe", manifest).is_err());
         let raw = Claim::by_manifest("RAW", manifest).unwrap();

@@ -26,7 +26,10 @@ pub(super) fn members(archive: &Window) -> Result<BTreeMap<String, Window>> {
     };
     while let Some((name, window)) = walk.next_member()? {
         if members.len() >= MAX_MEMBERS {
-            return Err(corrupt(archive.path(), "the archive has more than 1024 members"));
+            return Err(corrupt(
+                archive.path(),
+                "the archive has more than 1024 members",
+            ));
         }
         if members.insert(name.clone(), window).is_some() {
             return Err(Error::invalid(format!(
@@ -106,7 +109,10 @@ impl Walk<'_> {
 
     fn member(&mut self, header: &Header, content: u64, size: u64) -> Result<(String, Window)> {
         let name = self.name.take().unwrap_or_else(|| plain_name(header));
-        let name = name.trim_start_matches("./").trim_start_matches('/').to_owned();
+        let name = name
+            .trim_start_matches("./")
+            .trim_start_matches('/')
+            .to_owned();
         let window = self
             .archive
             .part(&name, content, size)
@@ -124,7 +130,9 @@ impl Walk<'_> {
             if let Some(path) = record.strip_prefix(b"path=") {
                 self.name = Some(String::from_utf8_lossy(path).into_owned());
             } else if let Some(size) = record.strip_prefix(b"size=") {
-                let size = std::str::from_utf8(size).ok().and_then(|text| text.parse().ok());
+                let size = std::str::from_utf8(size)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
                 let size = size.ok_or_else(|| self.damaged(at, "has a broken pax size"))?;
                 self.size = Some(size);
             }
@@ -154,7 +162,10 @@ impl Walk<'_> {
 /// The first record without its length and newline, and what follows it.
 fn pax_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let space = bytes.iter().position(|byte| *byte == b' ')?;
-    let length: usize = std::str::from_utf8(bytes.get(..space)?).ok()?.parse().ok()?;
+    let length: usize = std::str::from_utf8(bytes.get(..space)?)
+        .ok()?
+        .parse()
+        .ok()?;
     let record = bytes.get(space + 1..length)?.strip_suffix(b"\n")?;
     Some((record, bytes.get(length..)?))
 }
@@ -172,7 +183,10 @@ fn plain_name(header: &Header) -> String {
 }
 
 fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
 }
 
@@ -182,9 +196,9 @@ fn number(field: &[u8]) -> Option<u64> {
     if first & 0x80 != 0 {
         // A second bit would make it negative.
         let start = u64::from(first & 0x7f);
-        return rest
-            .iter()
-            .try_fold(start, |sum, byte| sum.checked_mul(256)?.checked_add((*byte).into()));
+        return rest.iter().try_fold(start, |sum, byte| {
+            sum.checked_mul(256)?.checked_add((*byte).into())
+        });
     }
     let digits = std::str::from_utf8(field).ok()?;
     let digits = digits.trim_matches(|c: char| c == '\0' || c == ' ');
@@ -196,6 +210,12 @@ fn checksum(header: &Header) -> u64 {
     header
         .iter()
         .enumerate()
-        .map(|(at, byte)| u64::from(if (148..156).contains(&at) { b' ' } else { *byte }))
+        .map(|(at, byte)| {
+            u64::from(if (148..156).contains(&at) {
+                b' '
+            } else {
+                *byte
+            })
+        })
         .sum()
 }

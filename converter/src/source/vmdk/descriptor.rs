@@ -36,7 +36,8 @@ pub(crate) enum ExtentKind {
 impl Descriptor {
     pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         let end = bytes.iter().position(|byte| *byte == 0);
-        let text = String::from_utf8_lossy(bytes.get(..end.unwrap_or(bytes.len())).unwrap_or(bytes));
+        let text =
+            String::from_utf8_lossy(bytes.get(..end.unwrap_or(bytes.len())).unwrap_or(bytes));
         if !text.trim_start().starts_with(SIGNATURE) {
             return Err(corrupt(path, "the VMDK descriptor does not begin as one"));
         }
@@ -54,7 +55,10 @@ impl Descriptor {
         }
         if descriptor.extents.is_empty() || descriptor.extents.len() > MAX_EXTENTS {
             let count = descriptor.extents.len();
-            return Err(corrupt(path, format!("the VMDK descriptor has {count} extents")));
+            return Err(corrupt(
+                path,
+                format!("the VMDK descriptor has {count} extents"),
+            ));
         }
         Ok(descriptor)
     }
@@ -76,13 +80,21 @@ fn is_extent(line: &str) -> bool {
 }
 
 fn parse_extent(line: &str, path: &Path) -> Result<ExtentLine> {
-    let bad = || corrupt(path, format!("the VMDK extent line {line:?} cannot be read"));
+    let bad = || {
+        corrupt(
+            path,
+            format!("the VMDK extent line {line:?} cannot be read"),
+        )
+    };
     let (fields, quoted) = match line.split_once('"') {
         Some((fields, rest)) => (fields, Some(rest.rsplit_once('"').ok_or_else(bad)?)),
         None => (line, None),
     };
     let mut fields = fields.split_ascii_whitespace().skip(1);
-    let sectors = fields.next().and_then(|text| text.parse().ok()).ok_or_else(bad)?;
+    let sectors = fields
+        .next()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(bad)?;
     let kind = fields.next().ok_or_else(bad)?.to_ascii_uppercase();
     let file = || quoted.map(|(file, _)| file.to_owned()).ok_or_else(bad);
     let kind = match kind.as_str() {
@@ -144,7 +156,12 @@ mod tests {
             [
                 (4_192_256, flat("a b-f001.vmdk", 63)),
                 (8, flat("x\"y.vmdk", 0)),
-                (2, ExtentKind::Sparse { file: "s.vmdk".to_owned() }),
+                (
+                    2,
+                    ExtentKind::Sparse {
+                        file: "s.vmdk".to_owned()
+                    }
+                ),
                 (5, ExtentKind::Zero),
             ]
         );
@@ -163,7 +180,10 @@ mod tests {
             ("RW 1 VMFSSPARSE \"a\"", ErrorKind::Unsupported),
             ("RW 1 VMFSRDM \"a\"", ErrorKind::Unsupported),
             ("RW 1 MYSTERY \"a\"", ErrorKind::Unsupported),
-            ("parentCID=12345678\nRW 1 SPARSE \"a\"", ErrorKind::Unsupported),
+            (
+                "parentCID=12345678\nRW 1 SPARSE \"a\"",
+                ErrorKind::Unsupported,
+            ),
         ];
         for (lines, kind) in cases {
             assert_eq!(parse(lines).unwrap_err().kind, kind, "{lines}");

@@ -159,7 +159,9 @@ impl Sparse {
             inflated
         };
         if inflated < needed {
-            return Err(damaged(&format!("inflates to {inflated} of {needed} bytes")));
+            return Err(damaged(&format!(
+                "inflates to {inflated} of {needed} bytes"
+            )));
         }
         Ok(())
     }
@@ -181,7 +183,9 @@ impl Grains<'_> {
             entries,
         } = self.sparse.header.directory
         else {
-            return Err(self.sparse.corrupt("the grain directory was not found".to_owned()));
+            return Err(self
+                .sparse
+                .corrupt("the grain directory was not found".to_owned()));
         };
         let read = self.directory_first + self.directory.len() as u64;
         if index >= read || index < self.directory_first {
@@ -282,7 +286,10 @@ impl Iterator for Grains<'_> {
 
 fn little_endian(bytes: &[u8]) -> Vec<u32> {
     let (entries, _) = bytes.as_chunks::<4>();
-    entries.iter().map(|entry| u32::from_le_bytes(*entry)).collect()
+    entries
+        .iter()
+        .map(|entry| u32::from_le_bytes(*entry))
+        .collect()
 }
 
 /// The bytes of a header, as an array.

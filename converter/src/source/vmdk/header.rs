@@ -42,7 +42,10 @@ pub(crate) struct Header {
 /// Where the grain directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Directory {
-    At { offset_bytes: u64, entries: u64 },
+    At {
+        offset_bytes: u64,
+        entries: u64,
+    },
     /// In the footer, whose copy of the header has to be parsed.
     Footer,
 }
@@ -162,14 +165,20 @@ fn directory(
         return Ok(Directory::Footer);
     }
     let entries = capacity_bytes.div_ceil(grain_bytes * TABLE_ENTRIES);
-    let offset_bytes = sector.checked_mul(SECTOR_BYTES).unwrap_or(u64::MAX);
+    let offset_bytes = sector.saturating_mul(SECTOR_BYTES);
     if offset_bytes < HEADER_BYTES as u64 {
         return Err(corrupt(
             path,
             format!("the VMDK grain directory is at sector {sector}, inside the header"),
         ));
     }
-    within(path, "grain directory", offset_bytes, entries * 4, file_bytes)?;
+    within(
+        path,
+        "grain directory",
+        offset_bytes,
+        entries * 4,
+        file_bytes,
+    )?;
     Ok(Directory::At {
         offset_bytes,
         entries,
@@ -198,11 +207,14 @@ pub(super) fn footer<'a>(tail: &'a [u8], path: &Path) -> Result<&'a [u8; HEADER_
             "truncated: the streamOptimized VMDK has no footer and end-of-stream marker",
         )
     };
-    let (marker, rest) = tail.split_first_chunk::<HEADER_BYTES>().ok_or_else(missing)?;
-    let (footer, end) = rest.split_first_chunk::<HEADER_BYTES>().ok_or_else(missing)?;
-    let is_footer = field64(marker, 0) == 1
-        && field32(marker, 8) == 0
-        && field32(marker, 12) == MARKER_FOOTER;
+    let (marker, rest) = tail
+        .split_first_chunk::<HEADER_BYTES>()
+        .ok_or_else(missing)?;
+    let (footer, end) = rest
+        .split_first_chunk::<HEADER_BYTES>()
+        .ok_or_else(missing)?;
+    let is_footer =
+        field64(marker, 0) == 1 && field32(marker, 8) == 0 && field32(marker, 12) == MARKER_FOOTER;
     let is_end = end.len() == HEADER_BYTES && end.iter().all(|byte| *byte == 0);
     if is_footer && is_end {
         Ok(footer)
