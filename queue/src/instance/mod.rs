@@ -168,6 +168,10 @@ impl Directories {
     pub fn records(&self) -> PathBuf {
         self.daemon().join("jobs")
     }
+    /// Lock files that keep two running jobs from sharing a VM's name.
+    pub fn names(&self) -> PathBuf {
+        self.daemon().join("names")
+    }
     pub fn record(&self, job: crate::job::JobId) -> PathBuf {
         self.records().join(format!("{job}.json"))
     }

@@ -350,7 +350,8 @@ mod tests {
 
     #[test]
     fn refuses_what_makes_no_sense() {
-        let cases: [(&str, fn(&mut Value)); 6] = [
+        type Change = fn(&mut Value);
+        let cases: [(&str, Change); 6] = [
             ("version", |v| v["manifest_version"] = json!("2.0")),
             ("no disks", |v| v["disks"] = json!([])),
             ("bad id", |v| v["disks"][0]["id"] = json!("../x")),

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind};
 use crate::job::JobId;
 
+/// The largest record that is read, in bytes.
+pub const MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// A heartbeat older than this is stale: the daemon is not responding.
 pub const HEARTBEAT_STALE: Duration = Duration::from_secs(10);
 
@@ -208,6 +210,9 @@ pub struct Record {
     /// Published files, absolute.
     #[serde(default)]
     pub outputs: Vec<PathBuf>,
+    /// Where a failed job's source lies now, absolute.
+    #[serde(default)]
+    pub archived: Vec<PathBuf>,
     /// What was read over, e.g. unknown fields of the manifest.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -241,6 +246,7 @@ impl Record {
             host: String::new(),
             pid: 0,
             outputs: Vec::new(),
+            archived: Vec::new(),
             notes: Vec::new(),
             log: Vec::new(),
         }

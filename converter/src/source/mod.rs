@@ -1,0 +1,120 @@
+//! Opens what was dropped: a disk, an OVA, an OVF or a manifest becomes an `Appliance`.
+//!
+//! The content chooses the format; a name that says something else is an error. Every file is
+//! opened through `Roots`, never by a path alone, and only read.
+mod content;
+mod flat;
+mod manifest;
+pub mod ovf;
+mod package;
+mod raw;
+mod tar;
+mod vmdk;
+
+use std::path::Path;
+
+use queue::job::Machine;
+use queue::roots::Roots;
+
+use self::content::{Claim, Content};
+use crate::disk::{Checksum, Image, Window};
+use crate::error::Result;
+
+/// A virtual machine as its source describes it.
+pub struct Appliance {
+    /// `name` is `None` for a bare disk: the caller names it after the drop.
+    pub machine: Machine,
+    /// In boot order, then in the order of the hardware; never empty.
+    pub disks: Vec<SourceDisk>,
+    /// What was read over, one line each.
+    pub notes: Vec<String>,
+}
+
+/// A disk that is open and whose structure was checked as far as its header and map.
+pub struct SourceDisk {
+    /// The file's name as its owner names it.
+    pub name: String,
+    /// Container and subformat, e.g. `vmdk (streamOptimized)`.
+    pub format: String,
+    pub capacity_bytes: u64,
+    /// The sizes of its files together.
+    pub source_bytes: u64,
+    /// What the file system holds for them: the total that `Observer::advance` adds up to.
+    pub allocated_bytes: u64,
+    /// `scsi`, `sata`, `ide`, `nvme`, as the source says it.
+    pub bus: Option<String>,
+    /// Lower boots first; only from a manifest.
+    pub boot_order: Option<i64>,
+    pub image: Box<dyn Image>,
+    /// Verified by `convert::copy` while it reads; a mismatch fails it as `corrupt`.
+    pub checksums: Vec<Checksum>,
+}
+
+/// Finds the file that a descriptor names, where and as far as its owner may read.
+pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Result<Window>;
+
+/// Opens `owner`: a disk, an OVA, an OVF or a manifest (`*.json`) beneath `roots`.
+///
+/// With `checksum`, what manifests and `.mf` files say is attached to the disks and verified by
+/// `convert::copy`; an OVF's own digest is verified at once.
+pub fn open(roots: &Roots, owner: &Path, checksum: bool) -> Result<Appliance> {
+    let (file, path) = roots.open_path(owner)?;
+    let window = Window::whole(file, &path)?;
+    let name = file_name(&path);
+    if path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
+    {
+        return manifest::open(roots, &window, checksum);
+    }
+    let content = Content::of(&window)?;
+    let claim = Claim::by_name(&name);
+    let lookup = |reference: &str| open_reference(roots, &path, reference);
+    match content {
+        Content::Tar => {
+            claim.check(content, &path)?;
+            package::open_ova(&window, checksum)
+        }
+        Content::Ovf => {
+            claim.check(content, &path)?;
+            package::open_ovf(roots, &window, &lookup, checksum)
+        }
+        _ => Ok(Appliance {
+            machine: Machine::default(),
+            disks: vec![content::open_disk(window, &name, &claim, &lookup)?],
+            notes: Vec::new(),
+        }),
+    }
+}
+
+fn open_reference(roots: &Roots, referrer: &Path, name: &str) -> Result<Window> {
+    let (file, path) = roots.open_reference(referrer, name)?;
+    Window::whole(file, &path)
+}
+
+fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+impl SourceDisk {
+    fn new(name: &str, format: String, image: Box<dyn Image>) -> Self {
+        let sum = |measure: fn(&Window) -> u64| {
+            image
+                .files()
+                .iter()
+                .fold(0u64, |sum, file| sum.saturating_add(measure(file)))
+        };
+        Self {
+            name: name.to_owned(),
+            format,
+            capacity_bytes: image.capacity_bytes(),
+            source_bytes: sum(Window::length_bytes),
+            allocated_bytes: sum(Window::allocated_bytes),
+            bus: None,
+            boot_order: None,
+            image,
+            checksums: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Failure: the text, the record, `.errors/` — or back among the waiting, if time may heal it.
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::held::Job;
+use super::memory::{self, Memory, Stage, Take};
+use crate::durable::{self, EntryKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::{Failure, JobState, record};
+
+/// What became of a job that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It waits and is tried again then.
+    Retried { not_before: SystemTime },
+    /// It is over; pollers find the cause.
+    Ended(JobState),
+    /// Its result is already durable: the publishing is taken up again at the next sweep.
+    Publishing,
+}
+
+/// `.errors/<name>.error.json`: why, and all that a retry needs.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ErrorReport {
+    pub error: Failure,
+    pub state: JobState,
+    pub failed_at: String,
+    /// From `.errors/` back into `source/`, the owner first.
+    pub archived: Vec<Take>,
+    pub job: Memory,
+}
+
+impl Job {
+    /// Ends an attempt that failed. The kind of the error is the fate: see `ErrorKind::is_transient`.
+    pub fn fail(mut self, error: &Error) -> Result<Fate> {
+        if matches!(self.memory.stage, Stage::Publishing { .. }) {
+            return Ok(Fate::Publishing);
+        }
+        let failure = Failure::from(error);
+        let retry = &self.spool.policy.retry;
+        if error.kind.is_transient() && self.memory.retries < retry.max_retries {
+            let factor = retry
+                .backoff_multiplier
+                .powf(f64::from(self.memory.retries));
+            let delay = (retry.retry_delay as f64 * factor).clamp(0.0, 7.0 * 86_400.0);
+            let not_before = SystemTime::now() + Duration::from_secs_f64(delay);
+            self.memory.retries += 1;
+            self.memory.last_failure = Some(failure.clone());
+            self.record.error = Some(failure);
+            self.put_back(Some(record::timestamp(not_before)))?;
+            return Ok(Fate::Retried { not_before });
+        }
+        let state = match error.kind {
+            ErrorKind::Cancelled => JobState::Cancelled,
+            _ => JobState::Failed,
+        };
+        self.conclude(state, failure)?;
+        Ok(Fate::Ended(state))
+    }
+
+    /// Ends the job because somebody asked for it.
+    pub fn cancel(self) -> Result<Fate> {
+        let error = Error::new(ErrorKind::Cancelled, "cancelled by request")
+            .with_remedy("`hyperctl retry` converts it after all");
+        self.fail(&error)
+    }
+
+    pub(super) fn conclude(&mut self, state: JobState, failure: Failure) -> Result<()> {
+        // First of all, so that a full disk has room for what follows.
+        self.clear_staging()?;
+        self.memory.stage = Stage::Failed { state, failure };
+        self.spool.save_memory(&self.memory)?;
+        self.finish_failure()
+    }
+
+    /// From the noted failure to the end, as often as it takes.
+    pub(super) fn finish_failure(&mut self) -> Result<()> {
+        let Stage::Failed { state, failure } = self.memory.stage.clone() else {
+            return Ok(());
+        };
+        self.clear_staging()?;
+        self.write_error_text(&failure)?;
+        self.record.state = state;
+        self.record.error = Some(failure.clone());
+        self.record.attempts = self.memory.attempts;
+        self.record.queue_position = None;
+        self.record.not_before = None;
+        self.record.finished_at = Some(record::timestamp(SystemTime::now()));
+        self.save_record(true)?;
+        self.archive_failed(state, failure)?;
+        self.remove_job_dir()
+    }
+
+    fn write_error_text(&self, failure: &Failure) -> Result<()> {
+        let place = self.spool.place_of(&self.memory);
+        if self.volume().stat(&place)?.is_none() {
+            return self.error_text_at(&self.spool.directories.output, failure);
+        }
+        self.error_text_at(&place, failure)
+    }
+
+    fn error_text_at(&self, place: &std::path::Path, failure: &Failure) -> Result<()> {
+        let path = place.join(format!("{}.error", self.memory.vm_name));
+        if self
+            .volume()
+            .stat(&path)?
+            .is_some_and(|stat| stat.kind == EntryKind::Directory)
+        {
+            // Somebody's directory stands there; the record still tells.
+            return Ok(());
+        }
+        durable::replace(self.volume(), &path, failure.to_text().as_bytes())
+    }
+
+    fn archive_failed(&mut self, state: JobState, failure: Failure) -> Result<()> {
+        let errors = self.spool.directories.errors();
+        self.move_source_into(&errors)?;
+        let archived = self.archived_takes()?;
+        let named_after = match archived.first() {
+            Some(take) => take.from.trim_start_matches(".errors/").to_owned(),
+            None => format!("{}.{}", self.memory.drop, self.id()),
+        };
+        self.record.archived = archived
+            .iter()
+            .map(|take| self.spool.directories.queue.join(&take.from))
+            .collect();
+        let report = ErrorReport {
+            error: failure,
+            state,
+            failed_at: record::timestamp(SystemTime::now()),
+            archived,
+            job: self.memory.clone(),
+        };
+        let path = errors.join(format!("{named_after}.error.json"));
+        durable::replace(self.volume(), &path, &memory::to_json(&report)?)?;
+        self.save_record(false)
+    }
+
+    /// Where the job's files lie in `.errors/`: under their own name, or under `<name>.<job>` where
+    /// that was taken. Derived from what is there, so that it can be asked again after a crash.
+    fn archived_takes(&self) -> Result<Vec<Take>> {
+        let errors = self.spool.directories.errors();
+        let mut takes: Vec<Take> = Vec::new();
+        for take in &self.memory.takes {
+            let Some(top) = std::path::Path::new(&take.to).iter().next() else {
+                continue;
+            };
+            let top = top.to_string_lossy().into_owned();
+            if takes.iter().any(|known| known.to == top) {
+                continue;
+            }
+            let tagged = format!("{top}.{}", self.id());
+            let name = if self.volume().stat(&errors.join(&tagged))?.is_some() {
+                tagged
+            } else {
+                top.clone()
+            };
+            if self.volume().stat(&errors.join(&name))?.is_some() {
+                takes.push(Take {
+                    from: format!(".errors/{name}"),
+                    to: top,
+                });
+            }
+        }
+        Ok(takes)
+    }
+}

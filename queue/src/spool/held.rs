@@ -1,0 +1,384 @@
+//! A job whose lock this process holds: from the waiting job to the one that is being worked on.
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::memory::{self, DropKind, Memory, Stage, Take};
+use super::{OWN_MODE, Spool};
+use crate::durable::{self, Lock};
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::{Failure, JobId, JobState, Phase, Priority, Record, VmName, record};
+
+/// What taking hold of a job came to.
+pub enum Hold {
+    Job(Box<Job>),
+    /// Somebody else holds it.
+    Busy,
+    /// It is over: it was finished before, or just now by this call.
+    Over,
+}
+
+/// A claimed job, locked by this process until it is dropped.
+pub struct Job {
+    pub(super) spool: Spool,
+    pub memory: Memory,
+    /// What pollers read; written by `save_record` and with every change of state.
+    pub record: Record,
+    name_lock: Option<(PathBuf, Lock)>,
+    _lock: Lock,
+}
+
+impl Spool {
+    /// Takes hold of a job in `.processing`, first finishing what a dead worker left half done.
+    pub fn hold(&self, id: JobId) -> Result<Hold> {
+        let dir = self.job_dir(id);
+        let Some(lock) = self.volume.lock(&dir.join("lock"), false)? else {
+            return self.hold_unlocked(id);
+        };
+        let Some(memory) = self.recall(id)? else {
+            self.abandon(id)?;
+            return Ok(Hold::Over);
+        };
+        let record = self
+            .record(id)?
+            .unwrap_or_else(|| self.fresh_record(&memory));
+        let mut job = Job {
+            spool: self.clone(),
+            memory,
+            record,
+            name_lock: None,
+            _lock: lock,
+        };
+        match job.memory.stage.clone() {
+            Stage::Claimed { .. } => job.resume_claim(),
+            Stage::Running => job.count_crash(),
+            Stage::Publishing { .. } if !job.has_product()? => job.count_crash(),
+            Stage::Publishing { .. } => job.finish_publish().map(|()| Hold::Over),
+            Stage::Failed { .. } => job.finish_failure().map(|()| Hold::Over),
+        }
+    }
+
+    /// A job directory without a lock file, or with one that is held.
+    fn hold_unlocked(&self, id: JobId) -> Result<Hold> {
+        let dir = self.job_dir(id);
+        if self.volume.stat(&dir)?.is_none() {
+            return Ok(Hold::Over);
+        }
+        if self.volume.stat(&dir.join("lock"))?.is_none() {
+            // Its maker died, or is about to create the lock; without one nothing was taken yet.
+            // Removing an empty directory only makes a living maker start again.
+            if self.volume.read_dir(&dir)?.is_empty() {
+                self.volume.remove_dir(&dir)?;
+                return Ok(Hold::Over);
+            }
+            return self.relock(id);
+        }
+        Ok(Hold::Busy)
+    }
+
+    /// A lock file was lost, but not what it guards: make it again.
+    fn relock(&self, id: JobId) -> Result<Hold> {
+        let path = self.job_dir(id).join("lock");
+        match self.volume.lock(&path, true)? {
+            Some(lock) => {
+                drop(lock);
+                self.hold(id)
+            }
+            None => Ok(Hold::Busy),
+        }
+    }
+
+    /// The memory of a job; rebuilt from what lies in `source/` if job.json cannot be read.
+    /// `None` if nothing was taken.
+    fn recall(&self, id: JobId) -> Result<Option<Memory>> {
+        let bytes = self
+            .volume
+            .read(&self.job_dir(id).join("job.json"), memory::MAX_BYTES)?;
+        let read = bytes.and_then(|bytes| Memory::parse(&bytes).ok());
+        if let Some(memory) = read.filter(|memory| memory.job_id == id) {
+            return Ok(Some(memory));
+        }
+        let source = self.source_dir(id);
+        if self.volume.stat(&source)?.is_none() {
+            return Ok(None);
+        }
+        let mut names: Vec<String> = self
+            .volume
+            .read_dir(&source)?
+            .into_iter()
+            .filter_map(|entry| entry.name.into_string().ok())
+            .collect();
+        names.sort_unstable();
+        let Some(first) = names.first().cloned() else {
+            return Ok(None);
+        };
+        let failure = Failure {
+            kind: ErrorKind::Internal,
+            message: "the job's memory (job.json) was lost or damaged".to_owned(),
+            remedy: Some("drop the source again".to_owned()),
+            chain: Vec::new(),
+        };
+        Ok(Some(Memory {
+            job_id: id,
+            vm_name: VmName::new(&first)?,
+            drop: first.clone(),
+            kind: DropKind::Disk,
+            owner: first,
+            takes: names
+                .iter()
+                .map(|n| Take {
+                    from: n.clone(),
+                    to: n.clone(),
+                })
+                .collect(),
+            place: String::new(),
+            priority: Priority::Normal,
+            created_at: record::timestamp(SystemTime::now()),
+            attempts: 0,
+            crashes: 0,
+            retries: 0,
+            last_failure: None,
+            stage: Stage::Failed {
+                state: JobState::Failed,
+                failure,
+            },
+        }))
+    }
+}
+
+impl Job {
+    pub fn id(&self) -> JobId {
+        self.memory.job_id
+    }
+
+    /// What was dropped.
+    pub fn source_dir(&self) -> PathBuf {
+        self.spool.source_dir(self.id())
+    }
+
+    /// The disk, appliance, OVF or manifest that says what to convert.
+    pub fn owner_path(&self) -> PathBuf {
+        self.source_dir().join(&self.memory.owner)
+    }
+
+    /// Where the result is made: on its final file system, seen by nobody.
+    pub fn staging_dir(&self) -> PathBuf {
+        self.spool.staging_dir(self.id())
+    }
+
+    /// The directory of the result once it is published.
+    pub fn result_dir(&self) -> PathBuf {
+        self.spool
+            .place_of(&self.memory)
+            .join(self.memory.vm_name.as_str())
+    }
+
+    /// Time since the claim.
+    pub fn age(&self) -> std::time::Duration {
+        let claimed = record::parse_timestamp(&self.memory.created_at);
+        claimed
+            .and_then(|time| SystemTime::now().duration_since(time).ok())
+            .unwrap_or_default()
+    }
+
+    /// When the job may start, if not at once.
+    pub fn not_before(&self) -> Option<SystemTime> {
+        match &self.memory.stage {
+            Stage::Claimed {
+                not_before: Some(time),
+            } => record::parse_timestamp(time),
+            _ => None,
+        }
+    }
+
+    /// Takes one more file that belongs to the job out of the queue directory; `false` if it is
+    /// not there. `name` is relative to the queue directory, without `..`.
+    pub fn take(&mut self, name: &str) -> Result<bool> {
+        let take = Take {
+            from: name.to_owned(),
+            to: name.to_owned(),
+        };
+        self.take_from(take)
+    }
+
+    /// Takes a file that was dropped before its owner and archived as a job of its own.
+    pub fn take_archived(&mut self, name: &str) -> Result<bool> {
+        let from = format!(".processed/{name}");
+        self.take_from(Take {
+            from,
+            to: name.to_owned(),
+        })
+    }
+
+    fn take_from(&mut self, take: Take) -> Result<bool> {
+        if !self.memory.takes.contains(&take) {
+            let from = self.spool.directories.queue.join(&take.from);
+            if self.spool.volume.stat(&from)?.is_none() {
+                return Ok(false);
+            }
+            self.memory.takes.push(take.clone());
+            self.spool.save_memory(&self.memory)?;
+        }
+        self.spool.take(self.id(), &take)
+    }
+
+    /// Gives the job the name that its source turned out to bear.
+    pub fn rename_vm(&mut self, vm_name: VmName) {
+        self.record.vm_name = vm_name.to_string();
+        self.memory.vm_name = vm_name;
+    }
+
+    pub fn set_priority(&mut self, priority: Priority) -> Result<()> {
+        self.memory.priority = priority;
+        self.record.priority = priority;
+        self.spool.save_memory(&self.memory)?;
+        self.save_record(true)
+    }
+
+    /// Begins the work: takes the VM's name, counts the attempt, retires the earlier result's link
+    /// and makes a fresh staging directory. `false`: another running job has that name.
+    pub fn begin(&mut self) -> Result<bool> {
+        let names = self.spool.directories.names();
+        let name = VmName::new(&format!("{}/{}", self.memory.place, self.memory.vm_name))?;
+        let path = names.join(format!("{name}.lock"));
+        let Some(lock) = self.spool.volume.lock(&path, true)? else {
+            return Ok(false);
+        };
+        self.name_lock = Some((path, lock));
+        self.memory.attempts += 1;
+        self.memory.stage = Stage::Running;
+        self.spool.save_memory(&self.memory)?;
+        self.spool.retire(&self.memory)?;
+        self.clear_staging()?;
+        self.spool
+            .volume
+            .create_dir(&self.staging_dir(), OWN_MODE)?;
+        let now = record::timestamp(SystemTime::now());
+        self.record.state = JobState::Processing;
+        self.record.attempts = self.memory.attempts;
+        self.record.queue_position = None;
+        self.record.not_before = None;
+        self.record.started_at = Some(now);
+        self.save_record(false)?;
+        Ok(true)
+    }
+
+    /// Writes the record; what must survive a crash, durably.
+    pub fn save_record(&mut self, durably: bool) -> Result<()> {
+        self.spool.save_record(&mut self.record, durably)
+    }
+
+    /// Puts a running job back unharmed, because the daemon stops: nobody's fault, not an attempt.
+    pub fn release(mut self) -> Result<()> {
+        if self.memory.stage == Stage::Running {
+            self.memory.attempts = self.memory.attempts.saturating_sub(1);
+            self.put_back(None)?;
+        }
+        Ok(())
+    }
+
+    /// Back among the waiting jobs.
+    pub(super) fn put_back(&mut self, not_before: Option<String>) -> Result<()> {
+        self.clear_staging()?;
+        self.memory.stage = Stage::Claimed {
+            not_before: not_before.clone(),
+        };
+        self.spool.save_memory(&self.memory)?;
+        self.record.state = JobState::Queued;
+        self.record.phase = Phase::Settle;
+        self.record.not_before = not_before;
+        self.record.attempts = self.memory.attempts;
+        self.record.progress = Default::default();
+        self.save_record(true)
+    }
+
+    pub(super) fn clear_staging(&self) -> Result<()> {
+        let staging = self.staging_dir();
+        for dir in [staging.with_extension("previous"), staging] {
+            if self.spool.volume.stat(&dir)?.is_some() {
+                // What says that it is whole goes first: half of it must never be published.
+                let metadata = dir.join(super::publish::METADATA);
+                if self.spool.volume.stat(&metadata)?.is_some() {
+                    self.spool.volume.remove_file(&metadata)?;
+                    self.spool.volume.sync(&dir)?;
+                }
+                durable::remove_tree(&*self.spool.volume, &dir)?;
+                self.spool.volume.sync(durable::parent(&dir))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An orphaned claim: finish its moves if its owner was taken, forget it otherwise.
+    fn resume_claim(self) -> Result<Hold> {
+        let owner = self
+            .memory
+            .takes
+            .first()
+            .map(|take| self.source_dir().join(&take.to));
+        let taken = match owner {
+            Some(path) => self.spool.volume.stat(&path)?.is_some(),
+            None => false,
+        };
+        if !taken {
+            self.spool.abandon(self.id())?;
+            return Ok(Hold::Over);
+        }
+        self.spool.take_owned(&self.memory)?;
+        let mut job = self;
+        let told = job.spool.record(job.id())?.map(|record| record.state);
+        if told != Some(JobState::Queued) {
+            // Whoever claimed it or put it back died before telling anyone.
+            job.spool.retire(&job.memory)?;
+            job.record = job.spool.fresh_record(&job.memory);
+            job.save_record(true)?;
+        }
+        Ok(Hold::Job(Box::new(job)))
+    }
+
+    /// A worker died on this job: start again, but not for ever.
+    fn count_crash(mut self) -> Result<Hold> {
+        self.memory.crashes += 1;
+        let limit = self.spool.policy.max_attempts;
+        if self.memory.crashes < limit {
+            self.put_back(None)?;
+            return Ok(Hold::Job(Box::new(self)));
+        }
+        let error = Error::new(
+            ErrorKind::Internal,
+            format!(
+                "the converter died {} times while working on this job",
+                self.memory.crashes
+            ),
+        )
+        .with_remedy("look into the journal for the cause, then `hyperctl retry`");
+        self.conclude(JobState::Failed, (&error).into())?;
+        Ok(Hold::Over)
+    }
+
+    pub(super) fn volume(&self) -> &dyn crate::durable::Volume {
+        &*self.spool.volume
+    }
+
+    /// The job is over: nothing of it stays in `.processing`.
+    pub(super) fn remove_job_dir(&self) -> Result<()> {
+        self.spool.abandon(self.id())
+    }
+}
+
+impl std::ops::Drop for Job {
+    fn drop(&mut self) {
+        if let Some((path, _lock)) = &self.name_lock {
+            // A lock file that stays is taken over by the next job of that name.
+            let _ = self.spool.volume.remove_file(path);
+        }
+    }
+}
+
+/// Whether `name` is a plain relative path that stays where it is put.
+pub fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && !name.contains('\0')
+        && Path::new(name)
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_)))
+}

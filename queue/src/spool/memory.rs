@@ -1,0 +1,110 @@
+//! `job.json`: the claim's own memory, inside `.processing/<job>/`.
+//!
+//! It is written before what it speaks of is done, so that whoever finds an orphan can finish it.
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::job::{Failure, JobId, JobState, Priority, VmName};
+
+/// The largest job.json that is read, in bytes.
+pub const MAX_BYTES: u64 = 4 * 1024 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DropKind {
+    /// A bare disk image, possibly a descriptor with its extents, or an OVA.
+    Disk,
+    Ovf,
+    Manifest,
+    /// A directory that was published by one rename.
+    Directory,
+}
+
+/// What lies in the queue directory and is whole: what a claim takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drop {
+    /// One component of the queue directory.
+    pub name: String,
+    pub kind: DropKind,
+    /// The file that owns the others, relative to the queue directory.
+    pub owner: String,
+    /// What else belongs to it, relative to the queue directory.
+    pub owned: Vec<String>,
+    pub vm_name: VmName,
+    /// The directory beneath the output directory that the manifest asks for; mostly empty.
+    pub place: String,
+    pub priority: Priority,
+}
+
+/// One move that makes up a claim: `from` beneath the queue directory, `to` beneath `source/`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Take {
+    pub from: String,
+    pub to: String,
+}
+
+/// How far the job is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+pub enum Stage {
+    /// Taken, or about to be: the takes say what. Waits for a worker.
+    Claimed {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        not_before: Option<String>,
+    },
+    /// A worker is on it, or died on it.
+    Running,
+    /// The result in staging is whole and durable; only the publishing remains.
+    Publishing { link: String, file: String },
+    /// Failed or cancelled for good; only the telling and archiving remain.
+    Failed { state: JobState, failure: Failure },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    pub job_id: JobId,
+    pub drop: String,
+    pub kind: DropKind,
+    pub owner: String,
+    /// The owner first.
+    pub takes: Vec<Take>,
+    pub vm_name: VmName,
+    #[serde(default)]
+    pub place: String,
+    #[serde(default)]
+    pub priority: Priority,
+    pub created_at: String,
+    /// How often a worker began it.
+    #[serde(default)]
+    pub attempts: u32,
+    /// How many workers died on it.
+    #[serde(default)]
+    pub crashes: u32,
+    /// How often it was put back after a transient failure.
+    #[serde(default)]
+    pub retries: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<Failure>,
+    #[serde(flatten)]
+    pub stage: Stage,
+}
+
+impl Memory {
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes)
+            .map_err(|error| Error::invalid("job.json cannot be read").with_source(error))
+    }
+
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        to_json(self)
+    }
+}
+
+/// Any of the contract's JSON files, as people like to read it.
+pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| {
+        Error::new(crate::error::ErrorKind::Internal, "cannot write JSON").with_source(error)
+    })?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
