@@ -47,7 +47,8 @@ test: rust
 	tests/setup/packages.sh test
 	tests/setup/root.sh >/dev/null
 	$(CARGO) build --workspace --locked
-	timeout --kill-after=10 $(TEST_LIMIT) $(CARGO) $(RUNNER) --workspace --locked --no-fail-fast </dev/null
+	timeout --kill-after=10 $(TEST_LIMIT) \
+	  $(CARGO) $(RUNNER) --workspace --locked --no-fail-fast </dev/null
 
 demo: build
 	tests/setup/packages.sh demo

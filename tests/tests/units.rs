@@ -1,4 +1,4 @@
-//! The units as installed: complete, valid, hardened, alike, and the user and directories they need.
+//! The units as installed: complete, valid, hardened, alike; the user and directories they need.
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
