@@ -287,6 +287,12 @@ impl Job {
         let staging = self.staging_dir();
         for dir in [staging.with_extension("previous"), staging] {
             if self.spool.volume.stat(&dir)?.is_some() {
+                // What says that it is whole goes first: half of it must never be published.
+                let metadata = dir.join(super::publish::METADATA);
+                if self.spool.volume.stat(&metadata)?.is_some() {
+                    self.spool.volume.remove_file(&metadata)?;
+                    self.spool.volume.sync(&dir)?;
+                }
                 durable::remove_tree(&*self.spool.volume, &dir)?;
                 self.spool.volume.sync(durable::parent(&dir))?;
             }

@@ -161,7 +161,7 @@ impl Job {
     /// Whether the result is still staged, or already in its place.
     pub(super) fn has_product(&self) -> Result<bool> {
         let ours = Some(self.id().to_string());
-        Ok(self.volume().stat(&self.staging_dir())?.is_some()
+        Ok(self.spool.owner_of(&self.staging_dir())? == ours
             || self.spool.owner_of(&self.result_dir())? == ours)
     }
 
