@@ -1,1 +1,9 @@
-//! The converter.
+//! The converter: VMs from VMware in, disks that boot under KVM out.
+//!
+//! Rooms, arrows only downward: convert → {source, qcow2, libvirt} → disk → error.
+pub mod convert;
+pub mod disk;
+pub mod qcow2;
+pub mod source;
+
+pub use queue::error;

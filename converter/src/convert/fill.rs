@@ -1,0 +1,171 @@
+//! Reads a batch: plain bytes straight into place, packed units inflated, zeros everywhere else.
+use super::batch::{BATCH_BYTES, Batch};
+use crate::disk::{Extent, HostOffset, Image, Packed, Stored, Window};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Packed units that lie close together are read at once, up to this span.
+const SPAN_BYTES: u64 = 2 * BATCH_BYTES;
+
+/// One thread's memory; it grows to the largest unit met and no further.
+pub(super) struct Buffer {
+    /// The guest's bytes of the batch that was read last.
+    pub guest: Vec<u8>,
+    stored: Vec<u8>,
+    unpacked: Vec<u8>,
+}
+
+impl Buffer {
+    pub fn new() -> Self {
+        Self {
+            guest: vec![0; BATCH_BYTES as usize],
+            stored: Vec::new(),
+            unpacked: Vec::new(),
+        }
+    }
+
+    /// Reads `batch` into `guest`. Returns how many stored bytes that took.
+    pub fn fill(&mut self, image: &dyn Image, batch: &Batch) -> Result<u64> {
+        self.guest.fill(0);
+        let mut read_bytes = 0u64;
+        let mut pieces = batch.pieces.as_slice();
+        while let Some(first) = pieces.first() {
+            let count = run_length(pieces);
+            let (run, rest) = pieces.split_at_checked(count).ok_or_else(outside)?;
+            read_bytes = read_bytes.saturating_add(match first.stored {
+                Stored::Plain { file, offset } => {
+                    self.read_plain(image, batch, run, file, offset)?
+                }
+                Stored::Packed { unit, .. } => self.read_packed(image, batch, run, unit.file)?,
+                Stored::Hole | Stored::Zero => 0,
+            });
+            pieces = rest;
+        }
+        Ok(read_bytes)
+    }
+
+    fn read_plain(
+        &mut self,
+        image: &dyn Image,
+        batch: &Batch,
+        run: &[Extent],
+        file: usize,
+        offset: HostOffset,
+    ) -> Result<u64> {
+        let first = run.first().ok_or_else(outside)?;
+        let length_bytes = run.iter().map(|piece| piece.length_bytes).sum();
+        let place = place(&mut self.guest, batch, first, length_bytes)?;
+        window(image, file)?.read_exact_at(place, offset.0)?;
+        Ok(length_bytes)
+    }
+
+    fn read_packed(
+        &mut self,
+        image: &dyn Image,
+        batch: &Batch,
+        run: &[Extent],
+        file: usize,
+    ) -> Result<u64> {
+        let window = window(image, file)?;
+        let units = || run.iter().filter_map(packed);
+        let start = units()
+            .map(|unit| unit.offset.0)
+            .next()
+            .ok_or_else(outside)?;
+        let end = units()
+            .map(|unit| unit.offset.0.saturating_add(unit.limit_bytes))
+            .fold(start, u64::max)
+            .min(window.length_bytes());
+        self.stored.resize(end.saturating_sub(start) as usize, 0);
+        window.read_exact_at(&mut self.stored, start)?;
+        let mut read_bytes = 0u64;
+        for piece in run {
+            let Stored::Packed { unit, skip_bytes } = piece.stored else {
+                return Err(outside());
+            };
+            let from = unit.offset.0.saturating_sub(start) as usize;
+            let to = from
+                .saturating_add(unit.limit_bytes as usize)
+                .min(self.stored.len());
+            let stored = self.stored.get(from..to).ok_or_else(outside)?;
+            let target = place(&mut self.guest, batch, piece, piece.length_bytes)?;
+            let whole = skip_bytes == 0 && piece.length_bytes == unit.unpacked_bytes;
+            let used = if whole {
+                image.unpack(&unit, stored, target)?
+            } else {
+                self.unpacked.clear();
+                self.unpacked.resize(unit.unpacked_bytes as usize, 0);
+                let used = image.unpack(&unit, stored, &mut self.unpacked)?;
+                let skip = skip_bytes as usize;
+                let part = self.unpacked.get(skip..skip + target.len());
+                target.copy_from_slice(part.ok_or_else(outside)?);
+                used
+            };
+            read_bytes = read_bytes.saturating_add(used);
+        }
+        Ok(read_bytes)
+    }
+}
+
+/// How many of the first pieces can be read at once.
+fn run_length(pieces: &[Extent]) -> usize {
+    let Some(first) = pieces.first() else {
+        return 0;
+    };
+    let follows = |(before, after): (&Extent, &Extent)| match (before.stored, after.stored) {
+        (
+            Stored::Plain { file, offset },
+            Stored::Plain {
+                file: next_file,
+                offset: next,
+            },
+        ) => {
+            file == next_file
+                && offset.0.checked_add(before.length_bytes) == Some(next.0)
+                && before.start.0 + before.length_bytes == after.start.0
+        }
+        (Stored::Packed { unit, .. }, Stored::Packed { unit: next, .. }) => {
+            let start = packed(first).map_or(0, |unit| unit.offset.0);
+            unit.file == next.file
+                && unit.offset.0 <= next.offset.0
+                && next.offset.0.saturating_sub(start) <= SPAN_BYTES
+        }
+        _ => false,
+    };
+    1 + pieces
+        .iter()
+        .zip(pieces.iter().skip(1))
+        .take_while(|pair| follows(*pair))
+        .count()
+}
+
+fn packed(piece: &Extent) -> Option<Packed> {
+    match piece.stored {
+        Stored::Packed { unit, .. } => Some(unit),
+        _ => None,
+    }
+}
+
+fn window(image: &dyn Image, file: usize) -> Result<&Window> {
+    image.files().get(file).ok_or_else(outside)
+}
+
+/// Where the guest's bytes of `piece` and of what follows it belong.
+fn place<'a>(
+    guest: &'a mut [u8],
+    batch: &Batch,
+    piece: &Extent,
+    length_bytes: u64,
+) -> Result<&'a mut [u8]> {
+    let from = piece.start.0.saturating_sub(batch.start.0) as usize;
+    guest
+        .get_mut(from..from.saturating_add(length_bytes as usize))
+        .ok_or_else(outside)
+}
+
+/// A map that contradicts itself is a defect of the reader that made it.
+fn outside() -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        "a piece of the map lies outside its batch",
+    )
+}

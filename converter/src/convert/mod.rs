@@ -1,0 +1,118 @@
+//! Converts one disk: the only room that knows both the sources and the targets.
+//!
+//! Creates the target itself and never overwrites; never renames, links or fsyncs.
+mod batch;
+mod checksum;
+mod fill;
+mod pipeline;
+mod target;
+
+use std::path::Path;
+
+use queue::instance::config::{Compress, OutFormat};
+
+use crate::disk::{BLOCK_BYTES, Observer, Stored};
+use crate::error::Result;
+use crate::qcow2;
+use crate::source::SourceDisk;
+
+/// What the target is to be.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub format: OutFormat,
+    pub compress: Compress,
+    pub compress_level: Option<u32>,
+    /// Worker threads; 0 is one per core. The result does not depend on it.
+    pub threads: usize,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            format: OutFormat::Qcow2,
+            compress: Compress::None,
+            compress_level: None,
+            threads: 0,
+        }
+    }
+}
+
+/// What a finished copy was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskReport {
+    pub virtual_size_bytes: u64,
+    pub source_bytes: u64,
+    /// The target's length; of a raw target much of it may be holes.
+    pub output_bytes: u64,
+    /// Content digest, `blake3:<hex>`; see `disk::ContentDigest`.
+    pub digest: String,
+    /// Guest bytes in blocks that are not all zeros.
+    pub data_bytes: u64,
+    /// Guest bytes that were read and found to be zeros.
+    pub zero_bytes: u64,
+    /// Guest bytes that the source's map says are zeros: never read.
+    pub hole_bytes: u64,
+}
+
+/// Copies `disk` into a new file at `target`, which must not exist; all of it or an error.
+///
+/// The disk's checksums are verified in the same pass. What was written of a failed copy stays
+/// for the caller to remove. Nothing is fsynced: that is the publisher's.
+pub fn copy(
+    disk: &SourceDisk,
+    target: &Path,
+    plan: &Plan,
+    observer: &dyn Observer,
+) -> Result<DiskReport> {
+    let target = target::create(target, disk.capacity_bytes, plan)?;
+    let outcome = pipeline::run(disk, Some(target), plan.threads, observer)?;
+    Ok(DiskReport {
+        virtual_size_bytes: disk.capacity_bytes,
+        source_bytes: disk.source_bytes,
+        output_bytes: outcome.output_bytes,
+        digest: outcome.digest,
+        data_bytes: outcome.data_bytes,
+        zero_bytes: disk.capacity_bytes.saturating_sub(outcome.data_bytes),
+        hole_bytes: outcome.hole_bytes,
+    })
+}
+
+/// The content digest of a disk, its checksums verified, nothing written.
+pub fn digest(disk: &SourceDisk, threads: usize, observer: &dyn Observer) -> Result<String> {
+    Ok(pipeline::run(disk, None, threads, observer)?.digest)
+}
+
+/// The most that `copy` will write, from the source's map: for the preflight.
+pub fn space_needed_bytes(disk: &SourceDisk, plan: &Plan) -> Result<u64> {
+    let mut blocks = Touched::default();
+    let mut tables = Touched::default();
+    for extent in disk.image.extents() {
+        let extent = extent?;
+        if !matches!(extent.stored, Stored::Hole | Stored::Zero) {
+            blocks.touch(extent.start.0, extent.length_bytes, BLOCK_BYTES);
+            tables.touch(extent.start.0, extent.length_bytes, qcow2::L2_SPAN_BYTES);
+        }
+    }
+    Ok(match plan.format {
+        OutFormat::Raw => blocks.count.saturating_mul(BLOCK_BYTES),
+        OutFormat::Qcow2 => qcow2::size_bytes(disk.capacity_bytes, blocks.count, tables.count),
+    })
+}
+
+/// Counts the units that ascending ranges touch, each once.
+#[derive(Default)]
+struct Touched {
+    count: u64,
+    next: u64,
+}
+
+impl Touched {
+    fn touch(&mut self, start_bytes: u64, length_bytes: u64, unit_bytes: u64) {
+        let first = (start_bytes / unit_bytes).max(self.next);
+        let end = start_bytes
+            .saturating_add(length_bytes)
+            .div_ceil(unit_bytes);
+        self.count += end.saturating_sub(first);
+        self.next = self.next.max(end);
+    }
+}

@@ -1,0 +1,279 @@
+//! The pipeline: each thread takes the next batch of the map, reads, inflates and hashes it, waits
+//! for its turn, has its blocks placed, and writes them while the others go on.
+//!
+//! Placing is in guest order, so the target's bytes do not depend on the number of threads. The
+//! thread with the lowest batch never waits, so there is always one that moves.
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use super::batch::{Batch, Batches};
+use super::checksum;
+use super::fill::Buffer;
+use super::target::Target;
+use crate::disk::{
+    BLOCK_BYTES, BlockHash, ContentDigest, HostOffset, Image, Layout, Observer, hash_block, is_zero,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::SourceDisk;
+
+pub(super) struct Outcome {
+    pub digest: String,
+    pub data_bytes: u64,
+    pub hole_bytes: u64,
+    /// 0 without a target.
+    pub output_bytes: u64,
+}
+
+/// What is done in the batches' order.
+struct Turn {
+    next: u64,
+    layout: Option<Box<dyn Layout>>,
+    digest: ContentDigest,
+    blocks: u64,
+}
+
+struct Shared<'a> {
+    image: &'a dyn Image,
+    batches: Mutex<Batches<'a>>,
+    turn: Mutex<Turn>,
+    turned: Condvar,
+    /// A thread failed: the others stop at once.
+    failed: AtomicBool,
+    output: Option<(&'a File, &'a Path)>,
+    work: Work<'a>,
+}
+
+/// Reports work done, never more in total than was announced.
+struct Work<'a> {
+    observer: &'a dyn Observer,
+    left_bytes: AtomicU64,
+}
+
+/// A block that is not all zeros.
+struct Block {
+    index: u64,
+    hash: BlockHash,
+}
+
+/// Reads the whole disk; writes it if there is a target. `threads` 0 is one per core.
+pub(super) fn run(
+    disk: &SourceDisk,
+    target: Option<Target>,
+    threads: usize,
+    observer: &dyn Observer,
+) -> Result<Outcome> {
+    let (file, layout) = match target {
+        Some(Target { file, path, layout }) => (Some((file, path)), Some(layout)),
+        None => (None, None),
+    };
+    let shared = Shared {
+        image: disk.image.as_ref(),
+        batches: Mutex::new(Batches::new(disk.image.extents())),
+        turn: Mutex::new(Turn {
+            next: 0,
+            layout,
+            digest: ContentDigest::new(disk.capacity_bytes),
+            blocks: 0,
+        }),
+        turned: Condvar::new(),
+        failed: AtomicBool::new(false),
+        output: file.as_ref().map(|(file, path)| (&**file, path.as_path())),
+        work: Work {
+            observer,
+            left_bytes: AtomicU64::new(disk.allocated_bytes),
+        },
+    };
+    let cores = || thread::available_parallelism().map_or(1, usize::from);
+    let threads = if threads == 0 { cores() } else { threads };
+    thread::scope(|scope| {
+        let mut workers = Vec::with_capacity(threads + 1);
+        if !disk.checksums.is_empty() {
+            workers.push(scope.spawn(|| shared.guarded(|| shared.verify(&disk.checksums))));
+        }
+        for _ in 0..threads {
+            workers.push(scope.spawn(|| shared.guarded(|| shared.work())));
+        }
+        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        results
+            .into_iter()
+            .try_for_each(|result| result.unwrap_or_else(|_| Err(panicked())))
+    })?;
+    shared.finish(disk.capacity_bytes)
+}
+
+impl Shared<'_> {
+    /// Runs one thread's work; if it fails or panics, the others are woken and told.
+    fn guarded(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        struct Alarm<'a, 'b>(&'a Shared<'b>);
+        impl Drop for Alarm<'_, '_> {
+            fn drop(&mut self) {
+                self.0.failed.store(true, Ordering::Relaxed);
+                // Taken so that no thread is between its look at `failed` and its wait.
+                drop(lock(&self.0.turn));
+                self.0.turned.notify_all();
+            }
+        }
+        let alarm = Alarm(self);
+        let result = work();
+        if result.is_ok() {
+            std::mem::forget(alarm);
+        }
+        result
+    }
+
+    fn work(&self) -> Result<()> {
+        let mut buffer = Buffer::new();
+        let mut blocks = Vec::new();
+        while self.go_on()? {
+            let Some(batch) = lock(&self.batches).next()? else {
+                return Ok(());
+            };
+            let read_bytes = buffer.fill(self.image, &batch)?;
+            find_blocks(&buffer.guest, &batch, &mut blocks);
+            let Some(places) = self.take_turn(&batch, &blocks)? else {
+                return Ok(());
+            };
+            self.write(&buffer.guest, &batch, &blocks, &places)?;
+            self.work.advance(read_bytes);
+        }
+        Ok(())
+    }
+
+    /// False: another thread failed, its error is the one to tell.
+    fn go_on(&self) -> Result<bool> {
+        if self.work.observer.is_cancelled() {
+            return Err(Error::new(
+                ErrorKind::Cancelled,
+                "the conversion was cancelled",
+            ));
+        }
+        Ok(!self.failed.load(Ordering::Relaxed))
+    }
+
+    /// Waits until all earlier batches are placed, then places this one's blocks. `None`: another
+    /// thread failed.
+    fn take_turn(&self, batch: &Batch, blocks: &[Block]) -> Result<Option<Vec<HostOffset>>> {
+        let failed = || self.failed.load(Ordering::Relaxed);
+        let mut turn = self
+            .turned
+            .wait_while(lock(&self.turn), |turn| {
+                turn.next != batch.index && !failed()
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        if failed() {
+            return Ok(None);
+        }
+        let mut places = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            turn.digest.add(block.index, &block.hash);
+            if let Some(layout) = turn.layout.as_mut() {
+                places.push(layout.place(block.index)?);
+            }
+        }
+        turn.blocks += blocks.len() as u64;
+        turn.next += 1;
+        drop(turn);
+        self.turned.notify_all();
+        Ok(Some(places))
+    }
+
+    /// Writes blocks to their places, neighbours that stay neighbours at once.
+    fn write(
+        &self,
+        guest: &[u8],
+        batch: &Batch,
+        blocks: &[Block],
+        places: &[HostOffset],
+    ) -> Result<()> {
+        let Some((file, path)) = self.output else {
+            return Ok(());
+        };
+        let mut placed = blocks.iter().zip(places).peekable();
+        while let Some((first, place)) = placed.next() {
+            let mut count = 1;
+            while placed
+                .next_if(|(block, at)| {
+                    block.index == first.index + count && at.0 == place.0 + count * BLOCK_BYTES
+                })
+                .is_some()
+            {
+                count += 1;
+            }
+            let from = (first.index * BLOCK_BYTES).saturating_sub(batch.start.0) as usize;
+            let bytes = guest
+                .get(from..from + (count * BLOCK_BYTES) as usize)
+                .ok_or_else(panicked)?;
+            file.write_all_at(bytes, place.0)
+                .map_err(|error| Error::io("write", path, error))?;
+        }
+        Ok(())
+    }
+
+    fn verify(&self, checksums: &[crate::source::Checksum]) -> Result<()> {
+        let go_on = || matches!(self.go_on(), Ok(true));
+        checksums
+            .iter()
+            .try_for_each(|checksum| checksum::verify(checksum, &go_on))
+    }
+
+    fn finish(self, capacity_bytes: u64) -> Result<Outcome> {
+        // A cancellation that only the checksums' thread saw must not pass for success.
+        self.go_on()?;
+        let hole_bytes = lock(&self.batches).hole_bytes;
+        let mut turn = lock(&self.turn);
+        let output_bytes = match turn.layout.as_mut() {
+            Some(layout) => layout.finish()?,
+            None => 0,
+        };
+        self.work.advance(u64::MAX);
+        Ok(Outcome {
+            digest: turn.digest.finish(),
+            data_bytes: (turn.blocks * BLOCK_BYTES).min(capacity_bytes),
+            hole_bytes,
+            output_bytes,
+        })
+    }
+}
+
+impl Work<'_> {
+    fn advance(&self, bytes: u64) {
+        let mut done = 0;
+        // The closure always returns Some, so the update cannot fail.
+        let _ = self
+            .left_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                done = bytes.min(left);
+                Some(left - done)
+            });
+        if done > 0 {
+            self.observer.advance(done);
+        }
+    }
+}
+
+/// The blocks of a batch that are not all zeros, with their hashes.
+fn find_blocks(guest: &[u8], batch: &Batch, blocks: &mut Vec<Block>) {
+    blocks.clear();
+    let first = batch.start.0 / BLOCK_BYTES;
+    for (index, bytes) in (first..).zip(guest.chunks_exact(BLOCK_BYTES as usize)) {
+        if !is_zero(bytes) {
+            blocks.push(Block {
+                index,
+                hash: hash_block(bytes),
+            });
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn panicked() -> Error {
+    Error::new(ErrorKind::Internal, "a thread of the conversion failed")
+        .with_remedy("report this with the log")
+}

@@ -1,0 +1,71 @@
+//! Creates the target file and the layout that places blocks in it.
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use queue::instance::config::{Compress, OutFormat};
+
+use super::Plan;
+use crate::disk::{BLOCK_BYTES, HostOffset, Layout, unsupported};
+use crate::error::{Error, Result};
+use crate::qcow2::Qcow2Layout;
+
+pub(super) struct Target {
+    pub file: Arc<File>,
+    pub path: PathBuf,
+    pub layout: Box<dyn Layout>,
+}
+
+/// Creates `path` exclusively: an existing file or symbolic link is an error.
+pub(super) fn create(path: &Path, capacity_bytes: u64, plan: &Plan) -> Result<Target> {
+    if plan.compress != Compress::None {
+        return Err(unsupported(path, "a compressed target").with_remedy("set compress = \"none\""));
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_CLOEXEC)
+        .open(path)
+        .map_err(|error| Error::io("create", path, error))?;
+    let file = Arc::new(file);
+    let layout: Box<dyn Layout> = match plan.format {
+        OutFormat::Qcow2 => Box::new(Qcow2Layout::new(
+            Arc::clone(&file),
+            path.to_path_buf(),
+            capacity_bytes,
+        )),
+        OutFormat::Raw => Box::new(RawLayout {
+            file: Arc::clone(&file),
+            path: path.to_path_buf(),
+            capacity_bytes,
+        }),
+    };
+    Ok(Target {
+        file,
+        path: path.to_path_buf(),
+        layout,
+    })
+}
+
+/// Every block stands where the guest sees it; the rest are holes.
+struct RawLayout {
+    file: Arc<File>,
+    path: PathBuf,
+    capacity_bytes: u64,
+}
+
+impl Layout for RawLayout {
+    fn place(&mut self, index: u64) -> Result<HostOffset> {
+        Ok(HostOffset(index.saturating_mul(BLOCK_BYTES)))
+    }
+
+    /// Also cuts the padding of a last block.
+    fn finish(&mut self) -> Result<u64> {
+        self.file
+            .set_len(self.capacity_bytes)
+            .map_err(|error| Error::io("set the length of", &self.path, error))?;
+        Ok(self.capacity_bytes)
+    }
+}

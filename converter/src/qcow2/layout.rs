@@ -1,0 +1,249 @@
+//! Lays a qcow2 out while its guest blocks come in ascending order.
+//!
+//! The file grows from front to back and no byte of it is written twice: room for header, L1 table
+//! and refcount table (sized for the worst case), then data with an L2 table before the first
+//! block that it maps, and a refcount block as the first cluster of the range it counts. Only one
+//! L2 table is in memory; the header is written last, so that a torn file is no image.
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{
+    CLUSTER_BITS, CLUSTER_BYTES, COPIED, ENTRIES, HEADER_BYTES, MAGIC, REFCOUNT_ORDER, REFCOUNTS,
+    VERSION,
+};
+use crate::disk::{BLOCK_BYTES, HostOffset, Layout};
+use crate::error::{Error, ErrorKind, Result};
+
+const _: () = assert!(BLOCK_BYTES == CLUSTER_BYTES);
+
+pub struct Qcow2Layout {
+    file: Arc<File>,
+    path: PathBuf,
+    capacity_bytes: u64,
+    plan: Plan,
+    l1: Vec<u64>,
+    /// The refcount blocks' clusters; block n counts clusters n × REFCOUNTS on.
+    refcount_blocks: Vec<u64>,
+    l2: Option<L2>,
+    next_cluster: u64,
+}
+
+/// The L2 table that is being filled.
+struct L2 {
+    index: u64,
+    cluster: u64,
+    entries: Vec<u64>,
+}
+
+/// Where the tables stand that are sized before the first block comes, in clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    l1_entries: u64,
+    l1_clusters: u64,
+    /// For an image without a single zero block.
+    refcount_table_clusters: u64,
+}
+
+impl Plan {
+    fn new(capacity_bytes: u64) -> Self {
+        let data = capacity_bytes.div_ceil(CLUSTER_BYTES);
+        let l1_entries = data.div_ceil(ENTRIES);
+        let l1_clusters = l1_entries.div_ceil(ENTRIES).max(1);
+        let (_, table) = refcount_clusters(1 + l1_clusters + data + l1_entries);
+        Self {
+            l1_entries,
+            l1_clusters,
+            refcount_table_clusters: table,
+        }
+    }
+
+    fn l1_cluster(&self) -> u64 {
+        1
+    }
+
+    fn refcount_table_cluster(&self) -> u64 {
+        self.l1_cluster() + self.l1_clusters
+    }
+
+    fn first_free(&self) -> u64 {
+        self.refcount_table_cluster() + self.refcount_table_clusters
+    }
+}
+
+/// The refcount blocks and the clusters of their table that count `clusters` and themselves.
+fn refcount_clusters(clusters: u64) -> (u64, u64) {
+    let mut total = clusters;
+    loop {
+        let blocks = total.div_ceil(REFCOUNTS);
+        let table = blocks.div_ceil(ENTRIES);
+        let next = clusters + blocks + table;
+        if next <= total {
+            return (blocks, table);
+        }
+        total = next;
+    }
+}
+
+/// The size of an image with this many data blocks, mapped by this many L2 tables.
+pub fn size_bytes(capacity_bytes: u64, blocks: u64, tables: u64) -> u64 {
+    let plan = Plan::new(capacity_bytes);
+    let used = plan.first_free() + blocks + tables;
+    let (refcount_blocks, _) = refcount_clusters(used);
+    (used + refcount_blocks) * CLUSTER_BYTES
+}
+
+impl Qcow2Layout {
+    /// `file` is empty and will be written by position; `path` is for errors.
+    pub fn new(file: Arc<File>, path: PathBuf, capacity_bytes: u64) -> Self {
+        let plan = Plan::new(capacity_bytes);
+        Self {
+            file,
+            path,
+            capacity_bytes,
+            plan,
+            l1: vec![0; plan.l1_entries as usize],
+            refcount_blocks: Vec::new(),
+            l2: None,
+            next_cluster: plan.first_free(),
+        }
+    }
+
+    /// The next cluster of the file; refcount blocks take theirs on the way.
+    fn allocate(&mut self) -> u64 {
+        let range = self.next_cluster / REFCOUNTS;
+        if range >= self.refcount_blocks.len() as u64 {
+            self.refcount_blocks.push(self.next_cluster);
+            self.next_cluster += 1;
+        }
+        let cluster = self.next_cluster;
+        self.next_cluster += 1;
+        cluster
+    }
+
+    fn write_clusters(&self, bytes: &mut Vec<u8>, cluster: u64) -> Result<()> {
+        let whole = bytes.len().next_multiple_of(CLUSTER_BYTES as usize);
+        bytes.resize(whole, 0);
+        self.file
+            .write_all_at(bytes, cluster * CLUSTER_BYTES)
+            .map_err(|error| Error::io("write", &self.path, error))
+    }
+
+    /// Writes the L2 table that is complete, now that blocks beyond it come.
+    fn close_l2(&mut self) -> Result<()> {
+        let Some(l2) = self.l2.take() else {
+            return Ok(());
+        };
+        self.write_clusters(&mut big_endian(&l2.entries), l2.cluster)
+    }
+
+    fn open_l2(&mut self, index: u64) -> Result<()> {
+        self.close_l2()?;
+        let cluster = self.allocate();
+        let entry = self
+            .l1
+            .get_mut(index as usize)
+            .filter(|entry| **entry == 0)
+            .ok_or_else(|| out_of_order(index))?;
+        *entry = (cluster * CLUSTER_BYTES) | COPIED;
+        self.l2 = Some(L2 {
+            index,
+            cluster,
+            entries: vec![0; ENTRIES as usize],
+        });
+        Ok(())
+    }
+
+    /// Every cluster up to the end is used exactly once.
+    fn write_refcounts(&mut self) -> Result<()> {
+        let mut table = Vec::with_capacity(self.refcount_blocks.len());
+        let mut first = 0;
+        for cluster in &self.refcount_blocks {
+            let used = (self.next_cluster - first).min(REFCOUNTS);
+            let mut block = 1u16.to_be_bytes().repeat(used as usize);
+            self.write_clusters(&mut block, *cluster)?;
+            table.push(cluster * CLUSTER_BYTES);
+            first += REFCOUNTS;
+        }
+        self.write_clusters(&mut big_endian(&table), self.plan.refcount_table_cluster())
+    }
+
+    fn header(&self) -> Vec<u8> {
+        let mut header = Vec::with_capacity(HEADER_BYTES);
+        let mut word = |value: u32| header.extend(value.to_be_bytes());
+        let high = |value: u64| (value >> 32) as u32;
+        let low = |value: u64| value as u32;
+        word(MAGIC);
+        word(VERSION);
+        word(0); // backing_file_offset
+        word(0);
+        word(0); // backing_file_size
+        word(CLUSTER_BITS);
+        word(high(self.capacity_bytes));
+        word(low(self.capacity_bytes));
+        word(0); // crypt_method
+        word(low(self.plan.l1_entries));
+        let l1 = self.plan.l1_cluster() * CLUSTER_BYTES;
+        word(high(l1));
+        word(low(l1));
+        let refcount_table = self.plan.refcount_table_cluster() * CLUSTER_BYTES;
+        word(high(refcount_table));
+        word(low(refcount_table));
+        word(low(self.plan.refcount_table_clusters));
+        word(0); // nb_snapshots
+        word(0); // snapshots_offset
+        word(0);
+        // Incompatible, compatible and autoclear features: none.
+        (0..6).for_each(|_| word(0));
+        word(REFCOUNT_ORDER);
+        word(HEADER_BYTES as u32);
+        // The end of the header extensions is a zero type: the cluster's own padding.
+        header
+    }
+}
+
+impl Layout for Qcow2Layout {
+    fn place(&mut self, index: u64) -> Result<HostOffset> {
+        let table = index / ENTRIES;
+        if self.l2.as_ref().is_none_or(|l2| l2.index != table) {
+            self.open_l2(table)?;
+        }
+        let cluster = self.allocate();
+        let entry = self
+            .l2
+            .as_mut()
+            .and_then(|l2| l2.entries.get_mut((index % ENTRIES) as usize))
+            .filter(|entry| **entry == 0)
+            .ok_or_else(|| out_of_order(index))?;
+        *entry = (cluster * CLUSTER_BYTES) | COPIED;
+        Ok(HostOffset(cluster * CLUSTER_BYTES))
+    }
+
+    fn finish(&mut self) -> Result<u64> {
+        self.close_l2()?;
+        if self.refcount_blocks.is_empty() {
+            // Nothing was placed, but the tables themselves are counted.
+            self.refcount_blocks.push(self.next_cluster);
+            self.next_cluster += 1;
+        }
+        self.write_clusters(&mut big_endian(&self.l1), self.plan.l1_cluster())?;
+        self.write_refcounts()?;
+        self.write_clusters(&mut self.header(), 0)?;
+        Ok(self.next_cluster * CLUSTER_BYTES)
+    }
+}
+
+fn big_endian(entries: &[u64]) -> Vec<u8> {
+    entries
+        .iter()
+        .flat_map(|entry| entry.to_be_bytes())
+        .collect()
+}
+
+fn out_of_order(index: u64) -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        format!("qcow2 layout: block or table {index} came twice or out of order"),
+    )
+}

@@ -1,0 +1,23 @@
+//! qcow2 version 3, as QEMU's docs/interop/qcow2.txt defines it.
+mod layout;
+
+pub use layout::{Qcow2Layout, size_bytes};
+
+/// log2 of the cluster size: a cluster is the engine's block.
+const CLUSTER_BITS: u32 = 16;
+const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
+/// "QFI\xfb".
+const MAGIC: u32 = 0x5146_49fb;
+const VERSION: u32 = 3;
+/// Of the fixed header, up to and including `header_length`.
+const HEADER_BYTES: usize = 104;
+/// log2 of the bits of a refcount.
+const REFCOUNT_ORDER: u32 = 4;
+/// Entries of an L1, L2 or refcount table per cluster.
+const ENTRIES: u64 = CLUSTER_BYTES / 8;
+/// Clusters that one refcount block counts.
+const REFCOUNTS: u64 = CLUSTER_BYTES / 2;
+/// Bit 63 of L1 and L2 entries: the refcount is exactly one.
+const COPIED: u64 = 1 << 63;
+/// Guest bytes that one L2 table maps.
+pub const L2_SPAN_BYTES: u64 = ENTRIES * CLUSTER_BYTES;
