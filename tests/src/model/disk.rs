@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use queue::durable::EntryKind;
@@ -38,6 +39,8 @@ pub(super) struct State {
     /// Who holds the lock of which inode: the number of the process and of the lock.
     pub(super) locks: BTreeMap<Inode, (u64, u64)>,
     pub(super) next_number: u64,
+    /// Inodes below this one are from before the last crash: long ago.
+    first_recent: Inode,
     /// What every process did, for messages.
     pub(super) trace: Vec<String>,
 }
@@ -64,6 +67,12 @@ impl Crash {
     }
 }
 
+impl fmt::Display for Crash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, unsynced bytes {:?}", self.survivors, self.contents)
+    }
+}
+
 /// A shared handle: clones are the same disk.
 #[derive(Debug, Clone)]
 pub struct Disk(Arc<Mutex<State>>);
@@ -82,6 +91,7 @@ impl Disk {
             live: durable.clone(),
             journal: Journal::starting_with(durable),
             next_number,
+            first_recent: next_number,
             ..State::default()
         })))
     }
@@ -101,6 +111,7 @@ impl Disk {
             }
         }
         state.journal = Journal::starting_with(state.live.clone());
+        state.first_recent = state.next_number;
         state.trace.clear();
     }
 
@@ -158,8 +169,29 @@ impl Disk {
             journal: state.journal.clone(),
             locks: BTreeMap::new(),
             next_number: state.next_number,
+            first_recent: state.first_recent,
             trace: Vec::new(),
         })))
+    }
+
+    /// Puts a file there that is durable at once, as if another program had taken its time.
+    pub fn plant(&self, path: &Path, text: &str) {
+        let mut state = self.state();
+        let inode = state.next_number;
+        let bytes = text.as_bytes().to_vec();
+        let at = state.place(path).expect("the directory of a planted file");
+        assert!(state.live.get(&at).is_none(), "{} is taken", path.display());
+        state.next_number += 1;
+        state.nodes.insert(
+            inode,
+            Node::File {
+                bytes,
+                synced: true,
+            },
+        );
+        let link = Change::Link { at, inode };
+        link.apply(&mut state.live);
+        state.journal.force(&link);
     }
 
     /// Every path with what stands there, sorted.
@@ -245,6 +277,17 @@ impl State {
 
     pub(super) fn node(&self, path: &Path) -> Outcome<&Node> {
         Ok(&self.nodes[&self.inode(path)?])
+    }
+
+    /// When it was made: now, or long before the last crash.
+    pub(super) fn modified(&self, path: &Path) -> Outcome<SystemTime> {
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+        let is_recent = self.inode(path)? >= self.first_recent;
+        Ok(if is_recent {
+            SystemTime::now()
+        } else {
+            long_ago
+        })
     }
 
     pub(super) fn list(&self, path: &Path) -> Outcome<Vec<(std::ffi::OsString, EntryKind)>> {

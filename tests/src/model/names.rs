@@ -3,6 +3,7 @@
 //! Owns which changes outlive a crash; never looks into a file's contents (`disk` does).
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::fmt;
 
 pub type Inode = u64;
 pub const ROOT: Inode = 1;
@@ -164,6 +165,17 @@ impl Survivors {
     }
 }
 
+impl fmt::Display for Survivors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let marks: String = self
+            .0
+            .iter()
+            .map(|kept| if *kept { '+' } else { '-' })
+            .collect();
+        write!(f, "unforced changes [{marks}]")
+    }
+}
+
 impl Journal {
     pub fn starting_with(durable: Names) -> Self {
         Self {
@@ -175,6 +187,11 @@ impl Journal {
     pub fn push(&mut self, change: Change) {
         let unsynced = change.directories();
         self.pending.push(Pending { change, unsynced });
+    }
+
+    /// Makes a change durable at once.
+    pub fn force(&mut self, change: &Change) {
+        change.apply(&mut self.durable);
     }
 
     /// fsync of a directory: forces what touched its entries so far.

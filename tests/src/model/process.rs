@@ -5,7 +5,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use queue::durable::{Entry, EntryKind, Lock, Stat, Volume};
@@ -204,6 +203,14 @@ impl Process {
         Ok(fault)
     }
 
+    /// A line of the caller's own in the disk's trace.
+    pub fn remark(&self, text: &str) {
+        self.disk
+            .state()
+            .trace
+            .push(format!("{}: {text}", self.number));
+    }
+
     fn trace(&self, doing: &str, paths: &[&Path], told: &str) {
         let paths: Vec<String> = paths
             .iter()
@@ -259,8 +266,7 @@ impl Volume for Process {
                     Node::File { bytes, .. } => bytes.len() as u64,
                     _ => 0,
                 },
-                // Long ago: everything on this disk has settled.
-                modified: SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000),
+                modified: state.modified(path)?,
             })
         })
     }
