@@ -4,6 +4,7 @@
 //! opened through `Roots`, never by a path alone, and only read.
 mod content;
 mod flat;
+pub mod ovf;
 mod raw;
 
 use std::path::Path;

@@ -39,7 +39,6 @@ impl Stillness {
             let seen = Seen {
                 mark: mark(&metadata),
                 since: now,
-                first: now,
                 moved_in: true,
             };
             self.seen.insert(path.to_path_buf(), seen);
@@ -89,7 +88,6 @@ impl Stillness {
         let fresh = Seen {
             mark,
             since: now,
-            first: now,
             moved_in: false,
         };
         let seen = self.seen.entry(path.to_path_buf()).or_insert(fresh);
@@ -98,7 +96,6 @@ impl Stillness {
             *seen = Seen {
                 mark,
                 since: now,
-                first: seen.first,
                 moved_in: false,
             };
         }

@@ -132,22 +132,26 @@ impl Arrivals {
         let pieces = self.scope(&source).pieces(&owner)?;
         let mut missing = Vec::new();
         for name in pieces.names.iter().chain(&pieces.optional) {
-            let here = source.join(name);
-            if self.is_whole_file(&here) {
+            // What lies in `source/` was whole when it was taken.
+            if std::fs::symlink_metadata(source.join(name)).is_ok() {
                 continue;
             }
             let there = self.path(name);
-            if !here.exists() && self.is_whole_file(&there) && job.take(name)? {
+            if self.is_whole_file(&there) && job.take(name)? {
                 self.stillness.forget(&there);
                 self.pending.remove(name);
             } else if !pieces.optional.contains(name) {
                 missing.push(name.clone());
             }
         }
-        Ok(if missing.is_empty() {
-            Gathered::Whole
-        } else {
-            Gathered::Missing(missing)
+        if missing.is_empty() {
+            return Ok(Gathered::Whole);
+        }
+        let growing = missing.iter().any(|name| self.is_growing(name));
+        let overdue = !growing && job.age() >= self.incomplete_timeout;
+        Ok(Gathered::Missing {
+            names: missing,
+            overdue,
         })
     }
 
