@@ -25,7 +25,6 @@ pub struct Picture {
 /// A result directory under its final name.
 struct Published {
     directory: PathBuf,
-    job_id: String,
     of: String,
 }
 
@@ -84,7 +83,6 @@ impl Picture {
                 let published = metadata.and_then(|metadata| {
                     Some(Published {
                         directory: path.clone(),
-                        job_id: metadata.get("job_id")?.as_str()?.to_owned(),
                         of: metadata.get("of")?.as_str()?.to_owned(),
                     })
                 });

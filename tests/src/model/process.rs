@@ -192,7 +192,11 @@ impl Process {
                 .take_if(|(at, _)| *at == steps)
                 .map(|(_, fault)| fault);
             (
-                due.or(full),
+                match due {
+                    // A lock that is not handed out is not held.
+                    Some(Fault::FailAfter(errno)) if doing == "lock" => Some(Fault::Fail(errno)),
+                    due => due.or(full),
+                },
                 plan.interruption.take_if(|(at, _)| *at == steps),
             )
         };
