@@ -3,6 +3,7 @@
 //! Rooms, arrows only downward: convert → {source, qcow2, libvirt} → disk → error.
 pub mod convert;
 pub mod disk;
+pub mod libvirt;
 pub mod qcow2;
 pub mod source;
 

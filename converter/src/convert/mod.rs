@@ -2,8 +2,8 @@
 //!
 //! Creates the target itself and never overwrites; never renames, links or fsyncs.
 mod batch;
-mod checksum;
 mod fill;
+pub mod metadata;
 mod pipeline;
 mod target;
 
