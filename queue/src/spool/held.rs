@@ -375,11 +375,13 @@ impl Job {
             self.spool.forget(self.id())?;
             return Ok(Hold::Over);
         }
-        self.spool.take_owned(&self.memory)?;
         let mut job = self;
         let told = job.spool.record(job.id())?.map(|record| record.state);
         if told != Some(JobState::Queued) {
             // Whoever claimed it or put it back died before telling anyone.
+            for take in &job.memory.takes {
+                job.spool.take(job.id(), take)?;
+            }
             job.spool.retire(&job.memory)?;
             job.record = job.spool.fresh_record(&job.memory);
             job.save_record(true)?;

@@ -235,7 +235,8 @@ impl Job {
 
     fn tell_completed(&mut self, result: &Path, link: &Path) -> Result<()> {
         if self.record.state == JobState::Completed {
-            return Ok(());
+            // Whoever told it may have died before it was durable.
+            return self.volume().sync(&self.spool.directories.records());
         }
         let mut outputs = vec![link.to_path_buf()];
         for entry in self.volume().read_dir(result)? {
