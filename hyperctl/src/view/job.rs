@@ -141,7 +141,7 @@ pub struct Jobs {
 pub fn read_all(directories: &Directories, instance: &str) -> Result<Jobs> {
     let records = directories.records();
     let mut read = Jobs::default();
-    for name in super::names(&records)? {
+    for (name, _) in super::entries(&records)? {
         let Some(id) = name
             .strip_suffix(".json")
             .and_then(|stem| stem.parse::<JobId>().ok())
