@@ -45,7 +45,14 @@ pub fn search(places: &[Place], asked: &Several) -> Result<Search> {
     let (shelves, notes) = super::read(places.to_vec())?;
     search.notes = notes;
     for vm in &asked.vm {
-        let (found, elsewhere) = by_name(&shelves, vm);
+        let (mut found, elsewhere) = by_name(&shelves, vm);
+        if let Found::Job { place, job } = &mut found
+            && let Some(whole) = place.job(job.id(), false)?
+        {
+            let position = job.position;
+            **job = whole;
+            job.position = position;
+        }
         search.found.push(found);
         search.notes.extend(elsewhere);
     }

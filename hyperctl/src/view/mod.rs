@@ -31,7 +31,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Every record, with the notes of what could not be read.
+    /// Every record without its log, with the notes of what could not be read.
     pub fn jobs(&self) -> Result<job::Jobs> {
         job::read_all(&self.directories, &self.instance)
     }

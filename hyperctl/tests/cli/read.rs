@@ -50,8 +50,8 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
             "busy processing 3m convert 46%",
             "soon queued 3m #1",
             "late queued 3m #2 low",
-            "- new - a-job",
-            "- new - fresh.ova",
+            "a-job new - not claimed",
+            "fresh.ova new - not claimed",
             "broken failed 1m grain 7 of web.vmdk is damaged: inflate failed",
             "done completed 1m 3.0 GiB",
         ]
@@ -62,6 +62,7 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
     assert_eq!(list.len(), 7);
     assert_eq!(list[2]["vm_name"], "late");
     assert_eq!(list[2]["queue_position"], 2);
+    assert!(list[2].get("log").is_none());
     assert_eq!(
         list[4],
         json!({"state": "new", "instance": "default", "drop": "fresh.ova"})
@@ -123,7 +124,7 @@ fn status_tells_everything_about_a_job() {
         ),
         (
             "status --vm waits".to_owned(),
-            vec!["State: queued, #1 retry in 4m", "Attempts: 2"],
+            vec!["State: queued, retry in 4m", "Attempts: 2"],
         ),
     ] {
         let ran = fixture.run(&args);
@@ -138,6 +139,7 @@ fn status_tells_everything_about_a_job() {
         (json["state"].as_str(), &json["queue_position"]),
         (Some("queued"), &json!(1))
     );
+    assert_eq!(json["log"][1], "waits: reading");
     let both = fixture.run("status --vm waits --vm done --json").json();
     assert_eq!(both[1]["vm_name"], "done");
 }
