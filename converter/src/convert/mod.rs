@@ -2,10 +2,12 @@
 //!
 //! Creates the target itself and never overwrites; never renames, links or fsyncs.
 mod batch;
-mod checksum;
 mod fill;
+pub mod metadata;
 mod pipeline;
 mod target;
+pub mod vm;
+pub mod wishes;
 
 use std::path::Path;
 

@@ -11,11 +11,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::batch::{Batch, Batches};
-use super::checksum;
 use super::fill::Buffer;
 use super::target::Target;
 use crate::disk::{
-    BLOCK_BYTES, BlockHash, ContentDigest, HostOffset, Image, Layout, Observer, hash_block, is_zero,
+    BLOCK_BYTES, BlockHash, Checksum, ContentDigest, HostOffset, Image, Layout, Observer,
+    hash_block, is_zero,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::SourceDisk;
@@ -213,11 +213,11 @@ impl Shared<'_> {
         Ok(())
     }
 
-    fn verify(&self, checksums: &[crate::source::Checksum]) -> Result<()> {
+    fn verify(&self, checksums: &[Checksum]) -> Result<()> {
         let go_on = || matches!(self.go_on(), Ok(true));
         checksums
             .iter()
-            .try_for_each(|checksum| checksum::verify(checksum, &go_on))
+            .try_for_each(|checksum| checksum.verify(&go_on))
     }
 
     fn finish(self, capacity_bytes: u64) -> Result<Outcome> {

@@ -2,9 +2,11 @@
 //!
 //! The traits live here, below those that implement them (source, qcow2) and the one that drives
 //! them (convert). Nothing here knows a format.
+mod checksum;
 mod digest;
 mod window;
 
+pub use checksum::{Algorithm, Checksum};
 pub use digest::{BlockHash, ContentDigest, hash_block, is_zero};
 pub use window::Window;
 

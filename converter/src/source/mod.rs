@@ -4,15 +4,20 @@
 //! opened through `Roots`, never by a path alone, and only read.
 mod content;
 mod flat;
+mod manifest;
 pub mod ovf;
+mod package;
 mod raw;
+mod tar;
+mod vmdk;
 
 use std::path::Path;
 
 use queue::job::Machine;
 use queue::roots::Roots;
 
-use crate::disk::{Image, Window};
+use self::content::{Claim, Content};
+use crate::disk::{Checksum, Image, Window};
 use crate::error::Result;
 
 /// A virtual machine as its source describes it.
@@ -45,23 +50,8 @@ pub struct SourceDisk {
     pub checksums: Vec<Checksum>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithm {
-    Sha1,
-    Sha256,
-    Sha512,
-    Blake3,
-}
-
-/// What a manifest or a `.mf` says that a file hashes to.
-pub struct Checksum {
-    pub window: Window,
-    pub algorithm: Algorithm,
-    /// Lower case.
-    pub hex: String,
-    /// The file that says so.
-    pub stated_by: String,
-}
+/// Finds the file that a descriptor names, where and as far as its owner may read.
+pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Result<Window>;
 
 /// Opens `owner`: a disk, an OVA, an OVF or a manifest (`*.json`) beneath `roots`.
 ///
@@ -70,17 +60,45 @@ pub struct Checksum {
 pub fn open(roots: &Roots, owner: &Path, checksum: bool) -> Result<Appliance> {
     let (file, path) = roots.open_path(owner)?;
     let window = Window::whole(file, &path)?;
-    let _ = checksum;
-    let disk = content::open_disk(window, &path)?;
-    Ok(Appliance {
-        machine: Machine::default(),
-        disks: vec![disk],
-        notes: Vec::new(),
-    })
+    let name = file_name(&path);
+    if path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
+    {
+        return manifest::open(roots, &window, checksum);
+    }
+    let content = Content::of(&window)?;
+    let claim = Claim::by_name(&name);
+    let lookup = |reference: &str| open_reference(roots, &path, reference);
+    match content {
+        Content::Tar => {
+            claim.check(content, &path)?;
+            package::open_ova(&window, checksum)
+        }
+        Content::Ovf => {
+            claim.check(content, &path)?;
+            package::open_ovf(roots, &window, &lookup, checksum)
+        }
+        _ => Ok(Appliance {
+            machine: Machine::default(),
+            disks: vec![content::open_disk(window, &name, &claim, &lookup)?],
+            notes: Vec::new(),
+        }),
+    }
+}
+
+fn open_reference(roots: &Roots, referrer: &Path, name: &str) -> Result<Window> {
+    let (file, path) = roots.open_reference(referrer, name)?;
+    Window::whole(file, &path)
+}
+
+fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 impl SourceDisk {
-    fn new(name: String, format: String, image: Box<dyn Image>) -> Self {
+    fn new(name: &str, format: String, image: Box<dyn Image>) -> Self {
         let sum = |measure: fn(&Window) -> u64| {
             image
                 .files()
@@ -88,7 +106,7 @@ impl SourceDisk {
                 .fold(0u64, |sum, file| sum.saturating_add(measure(file)))
         };
         Self {
-            name,
+            name: name.to_owned(),
             format,
             capacity_bytes: image.capacity_bytes(),
             source_bytes: sum(Window::length_bytes),

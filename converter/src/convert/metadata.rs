@@ -1,0 +1,142 @@
+//! `metadata.json`: what stands beside the converted disks and says where they come from.
+//!
+//! Readers ignore fields that they do not know; sizes are bytes, times RFC 3339 in UTC.
+use queue::job::{JobId, Machine};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Absent for a conversion outside the queue.
+    pub job_id: Option<JobId>,
+    pub vm_name: String,
+    pub source: Origin,
+    pub machine: Machine,
+    /// In hardware order.
+    pub disks: Vec<Disk>,
+    pub guest: Guest,
+    pub notes: Vec<String>,
+    pub converter: Converter,
+    pub created_at: String,
+    pub host: String,
+}
+
+/// Where the VM came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub provider: Option<String>,
+    pub vm_id: Option<String>,
+    pub datacenter: Option<String>,
+    pub export_timestamp: Option<String>,
+    pub export_method: Option<String>,
+    /// The name under which it was dropped into the queue, or the path that was given.
+    pub drop: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The source's name for it: its file, or its id in the manifest.
+    pub name: String,
+    /// e.g. `vmdk (streamOptimized)`.
+    pub source_format: String,
+    pub virtual_size_bytes: u64,
+    pub source_bytes: u64,
+    pub output_bytes: u64,
+    /// Content digest, `blake3:<hex>`.
+    pub digest: Option<String>,
+    /// The file beside this one, e.g. `web-01-disk2.qcow2`.
+    pub file: String,
+}
+
+/// Whether the guest was prepared for its new hardware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    pub repaired: bool,
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Converter {
+    pub version: String,
+}
+
+impl Default for Converter {
+    fn default() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+impl From<&queue::job::manifest::Source> for Origin {
+    fn from(source: &queue::job::manifest::Source) -> Self {
+        Self {
+            provider: source.provider.clone(),
+            vm_id: source.vm_id.clone(),
+            datacenter: source.datacenter.clone(),
+            export_timestamp: source.export_timestamp.clone(),
+            export_method: source.export_method.clone(),
+            drop: String::new(),
+        }
+    }
+}
+
+impl Metadata {
+    /// The file's text: JSON for people, ending in a line break.
+    pub fn to_json(&self) -> Result<String> {
+        let mut text = serde_json::to_string_pretty(self).map_err(|error| {
+            Error::new(ErrorKind::Internal, "write metadata.json").with_source(error)
+        })?;
+        text.push('\n');
+        Ok(text)
+    }
+
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::invalid("metadata.json cannot be read")
+                .with_remedy("give the metadata.json that was published with the image")
+                .with_source(error)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_its_text() {
+        let metadata = Metadata {
+            job_id: Some(JobId::new()),
+            vm_name: "web-01".to_owned(),
+            source: Origin {
+                provider: Some("local".to_owned()),
+                drop: "web-01.ova".to_owned(),
+                ..Origin::default()
+            },
+            machine: Machine::default(),
+            disks: vec![Disk {
+                name: "web-01-disk1.vmdk".to_owned(),
+                source_format: "vmdk (streamOptimized)".to_owned(),
+                virtual_size_bytes: 1 << 40,
+                source_bytes: 4096,
+                output_bytes: 196_624,
+                digest: Some("blake3:00".to_owned()),
+                file: "web-01.qcow2".to_owned(),
+            }],
+            guest: Guest {
+                repaired: false,
+                reason: Some("not in this version".to_owned()),
+            },
+            notes: vec!["a \"note\"".to_owned()],
+            converter: Converter::default(),
+            created_at: "2025-01-01T00:00:00.000Z".to_owned(),
+            host: "build".to_owned(),
+        };
+        let text = metadata.to_json().unwrap();
+        assert!(text.ends_with("}\n"));
+        assert_eq!(Metadata::parse(text.as_bytes()).unwrap(), metadata);
+        assert!(Metadata::parse(b"{}").is_err());
+    }
+}

@@ -1,0 +1,100 @@
+//! A manifest as the owner: the disks that it names, opened where it may point to.
+use std::path::Path;
+
+use queue::job::Manifest;
+use queue::job::manifest::{Disk, MAX_BYTES};
+use queue::roots::Roots;
+
+use super::content::{Claim, open_disk};
+use super::{Appliance, SourceDisk, file_name, open_reference};
+use crate::disk::{Algorithm, Checksum, Window};
+use crate::error::{Error, Result};
+
+/// Opens every disk of the manifest in `window`, in boot order.
+pub(super) fn open(roots: &Roots, window: &Window, checksum: bool) -> Result<Appliance> {
+    let path = window.path();
+    if window.length_bytes() > MAX_BYTES {
+        return Err(
+            Error::invalid(format!("{} is larger than 1 MiB", path.display()))
+                .with_remedy("a manifest is a small JSON file"),
+        );
+    }
+    let bytes = window.read_vec(0, window.length_bytes() as usize)?;
+    let manifest = Manifest::parse(&bytes).map_err(|mut error| {
+        error.context = format!("{}: {}", path.display(), error.context);
+        error
+    })?;
+    let mut disks = Vec::with_capacity(manifest.disks.len());
+    for named in &manifest.disks {
+        disks.push((boot_key(named), open_named(roots, path, named, checksum)?));
+    }
+    disks.sort_by_key(|(key, _)| *key);
+    let mut notes: Vec<String> = manifest
+        .unknown_fields()
+        .into_iter()
+        .map(|field| format!("the manifest's field {field} is not known and was ignored"))
+        .collect();
+    if notes.len() > 100 {
+        notes.truncate(100);
+        notes.push("and more fields".to_owned());
+    }
+    Ok(Appliance {
+        machine: manifest.machine(),
+        disks: disks.into_iter().map(|(_, disk)| disk).collect(),
+        notes,
+    })
+}
+
+/// The hint, then boot disks before the others; the manifest's order decides what is left.
+fn boot_key(disk: &Disk) -> (i64, bool) {
+    let is_boot = disk.disk_type.as_deref() == Some("boot");
+    (disk.boot_order_hint.unwrap_or(i64::MAX), !is_boot)
+}
+
+fn open_named(roots: &Roots, manifest: &Path, named: &Disk, checksum: bool) -> Result<SourceDisk> {
+    let window = open_reference(roots, manifest, &named.local_path)?;
+    let path = window.path().to_path_buf();
+    let claim = Claim::by_manifest(&named.source_format, manifest)?;
+    let stated = named
+        .checksum
+        .as_deref()
+        .filter(|text| checksum && !text.is_empty());
+    let checksums = stated
+        .map(|text| parse_checksum(text, &window, manifest, &named.id))
+        .transpose()?;
+    let lookup = |reference: &str| open_reference(roots, &path, reference);
+    let mut disk = open_disk(window, &file_name(&path), &claim, &lookup)?;
+    disk.bus.clone_from(&named.bus);
+    disk.boot_order = named.boot_order_hint;
+    disk.checksums = checksums.into_iter().collect();
+    Ok(disk)
+}
+
+/// `sha256:<hex>` or `blake3:<hex>`.
+fn parse_checksum(text: &str, window: &Window, manifest: &Path, id: &str) -> Result<Checksum> {
+    let known = [
+        ("sha1", Algorithm::Sha1, 40),
+        ("sha256", Algorithm::Sha256, 64),
+        ("sha512", Algorithm::Sha512, 128),
+        ("blake3", Algorithm::Blake3, 64),
+    ];
+    let (name, hex) = text.split_once(':').unwrap_or_default();
+    let is_hex = |digits: usize| hex.len() == digits && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    let algorithm = known
+        .into_iter()
+        .find(|(known, _, digits)| name.eq_ignore_ascii_case(known) && is_hex(*digits))
+        .map(|(_, algorithm, _)| algorithm)
+        .ok_or_else(|| {
+            let path = manifest.display();
+            Error::invalid(format!(
+                "{path}: the checksum {text:?} of disk {id:?} cannot be read"
+            ))
+            .with_remedy("write sha256:<64 hex digits> or blake3:<64 hex digits>")
+        })?;
+    Ok(Checksum {
+        window: window.clone(),
+        algorithm,
+        hex: hex.to_ascii_lowercase(),
+        stated_by: file_name(manifest),
+    })
+}

@@ -1,0 +1,196 @@
+//! The text descriptor of a VMDK (Virtual Disk Format 5.0, "The Descriptor File").
+//!
+//! Takes bytes and opens nothing: what an extent line names is data until `Roots` has judged it.
+use std::path::Path;
+
+use crate::disk::{corrupt, unsupported};
+use crate::error::{Error, Result};
+
+/// How a descriptor begins, apart from white space.
+pub(crate) const SIGNATURE: &str = "# Disk DescriptorFile";
+/// A 64 TiB disk in 2 GiB pieces has 32768; no more files than this are opened.
+const MAX_EXTENTS: usize = 4096;
+/// `parentCID` of a disk that has no parent.
+const NO_PARENT: &str = "ffffffff";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub create_type: String,
+    pub extents: Vec<ExtentLine>,
+}
+
+/// `RW 4192256 SPARSE "disk-s001.vmdk"`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ExtentLine {
+    pub sectors: u64,
+    pub kind: ExtentKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ExtentKind {
+    Zero,
+    Flat { file: String, offset_sectors: u64 },
+    Sparse { file: String },
+}
+
+impl Descriptor {
+    pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+        let end = bytes.iter().position(|byte| *byte == 0);
+        let text =
+            String::from_utf8_lossy(bytes.get(..end.unwrap_or(bytes.len())).unwrap_or(bytes));
+        if !text.trim_start().starts_with(SIGNATURE) {
+            return Err(corrupt(path, "the VMDK descriptor does not begin as one"));
+        }
+        let mut descriptor = Self {
+            create_type: String::new(),
+            extents: Vec::new(),
+        };
+        for line in text.lines().map(str::trim) {
+            if is_extent(line) {
+                let extent = parse_extent(line, path)?;
+                descriptor.extents.push(extent);
+            } else if let Some((key, value)) = line.split_once('=') {
+                descriptor.set(key.trim(), value.trim().trim_matches('"'), path)?;
+            }
+        }
+        if descriptor.extents.is_empty() || descriptor.extents.len() > MAX_EXTENTS {
+            let count = descriptor.extents.len();
+            return Err(corrupt(
+                path,
+                format!("the VMDK descriptor has {count} extents"),
+            ));
+        }
+        Ok(descriptor)
+    }
+
+    fn set(&mut self, key: &str, value: &str, path: &Path) -> Result<()> {
+        if key.eq_ignore_ascii_case("createType") {
+            value.clone_into(&mut self.create_type);
+        } else if key.eq_ignore_ascii_case("parentCID") && !value.eq_ignore_ascii_case(NO_PARENT) {
+            return Err(unsupported(path, "a VMDK delta disk (it has a parent)")
+                .with_remedy("consolidate the VM's snapshots and export it again"));
+        }
+        Ok(())
+    }
+}
+
+fn is_extent(line: &str) -> bool {
+    let access = line.split_ascii_whitespace().next().unwrap_or_default();
+    matches!(access, "RW" | "RDONLY" | "NOACCESS")
+}
+
+fn parse_extent(line: &str, path: &Path) -> Result<ExtentLine> {
+    let bad = || {
+        corrupt(
+            path,
+            format!("the VMDK extent line {line:?} cannot be read"),
+        )
+    };
+    let (fields, quoted) = match line.split_once('"') {
+        Some((fields, rest)) => (fields, Some(rest.rsplit_once('"').ok_or_else(bad)?)),
+        None => (line, None),
+    };
+    let mut fields = fields.split_ascii_whitespace().skip(1);
+    let sectors = fields
+        .next()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(bad)?;
+    let kind = fields.next().ok_or_else(bad)?.to_ascii_uppercase();
+    let file = || quoted.map(|(file, _)| file.to_owned()).ok_or_else(bad);
+    let kind = match kind.as_str() {
+        "ZERO" => ExtentKind::Zero,
+        "SPARSE" => ExtentKind::Sparse { file: file()? },
+        "FLAT" | "VMFS" => {
+            let after = quoted.map(|(_, after)| after.trim()).unwrap_or_default();
+            let offset = after.split_ascii_whitespace().next().unwrap_or("0");
+            ExtentKind::Flat {
+                file: file()?,
+                offset_sectors: offset.parse().map_err(|_| bad())?,
+            }
+        }
+        "VMFSRDM" | "VMFSRAW" | "PARTITIONEDDEVICE" | "FULLDEVICE" => {
+            return Err(raw_device(path));
+        }
+        "VMFSSPARSE" => return Err(unsupported(path, "a VMFS sparse (COWD) extent")),
+        "SESPARSE" => return Err(unsupported(path, "an SE sparse extent")),
+        _ => return Err(unsupported(path, format!("a VMDK extent of type {kind:?}"))),
+    };
+    Ok(ExtentLine { sectors, kind })
+}
+
+fn raw_device(path: &Path) -> Error {
+    unsupported(path, "a VMDK extent on a raw device")
+        .with_remedy("devices are never read; export the VM with its disk's content")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn parse(lines: &str) -> Result<Descriptor> {
+        let text = format!("{SIGNATURE}\nversion=1\nparentCID=ffffffff\n{lines}\n");
+        Descriptor::parse(text.as_bytes(), Path::new("x.vmdk"))
+    }
+
+    #[test]
+    fn reads_extents_with_names_that_hold_spaces_and_quotes() {
+        let descriptor = parse(
+            "createType=\"twoGbMaxExtentFlat\"\n\
+             RW 4192256 FLAT \"a b-f001.vmdk\" 63\n\
+             RW 8 VMFS \"x\"y.vmdk\"\n RDONLY 2 SPARSE \"s.vmdk\"\nRW 5 ZERO\n",
+        )
+        .unwrap();
+        assert_eq!(descriptor.create_type, "twoGbMaxExtentFlat");
+        let kinds: Vec<_> = descriptor
+            .extents
+            .iter()
+            .map(|extent| (extent.sectors, extent.kind.clone()))
+            .collect();
+        let flat = |file: &str, offset_sectors| ExtentKind::Flat {
+            file: file.to_owned(),
+            offset_sectors,
+        };
+        assert_eq!(
+            kinds,
+            [
+                (4_192_256, flat("a b-f001.vmdk", 63)),
+                (8, flat("x\"y.vmdk", 0)),
+                (
+                    2,
+                    ExtentKind::Sparse {
+                        file: "s.vmdk".to_owned()
+                    }
+                ),
+                (5, ExtentKind::Zero),
+            ]
+        );
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_read() {
+        let cases = [
+            ("", ErrorKind::Corrupt),
+            ("RW x FLAT \"a\" 0", ErrorKind::Corrupt),
+            ("RW 1 FLAT a 0", ErrorKind::Corrupt),
+            ("RW 1 FLAT \"a\" -1", ErrorKind::Corrupt),
+            ("RW 1 FLAT \"a", ErrorKind::Corrupt),
+            ("RW 1", ErrorKind::Corrupt),
+            ("RW 1 SESPARSE \"a\"", ErrorKind::Unsupported),
+            ("RW 1 VMFSSPARSE \"a\"", ErrorKind::Unsupported),
+            ("RW 1 VMFSRDM \"a\"", ErrorKind::Unsupported),
+            ("RW 1 MYSTERY \"a\"", ErrorKind::Unsupported),
+            (
+                "parentCID=12345678\nRW 1 SPARSE \"a\"",
+                ErrorKind::Unsupported,
+            ),
+        ];
+        for (lines, kind) in cases {
+            assert_eq!(parse(lines).unwrap_err().kind, kind, "{lines}");
+        }
+        let many = "RW 1 ZERO\n".repeat(MAX_EXTENTS + 1);
+        assert_eq!(parse(&many).unwrap_err().kind, ErrorKind::Corrupt);
+        let error = Descriptor::parse(b"KDMV", Path::new("x")).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corrupt);
+    }
+}

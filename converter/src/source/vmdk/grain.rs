@@ -1,0 +1,300 @@
+//! Grains: the two-level map of a sparse extent, and the compressed grains of streamOptimized.
+//!
+//! Directory and tables are read piece by piece while the map is walked; nothing is sized by what
+//! the file claims.
+use std::cell::RefCell;
+
+use libdeflater::{DecompressionError, Decompressor};
+
+use super::header::{Directory, HEADER_BYTES, Header, TABLE_ENTRIES};
+use crate::disk::{Extent, GuestOffset, HostOffset, Packed, SECTOR_BYTES, Stored, Window, corrupt};
+use crate::error::{Error, Result};
+
+/// A grain marker: the guest's sector (u64), the stream's bytes (u32).
+const MARKER_BYTES: usize = 12;
+const TABLE_BYTES: u64 = TABLE_ENTRIES * 4;
+/// Directory entries that are read at once.
+const DIRECTORY_STEP: u64 = 2048;
+/// A grain table entry that says zeros, if the header's flags allow it.
+const ZERO_GRAIN: u32 = 1;
+
+/// A sparse extent whose header was checked, with its grain directory found.
+pub(super) struct Sparse {
+    /// Position in the image's files.
+    pub file: usize,
+    pub window: Window,
+    pub header: Header,
+    /// Where the extent begins in the guest's disk, and how much of it is the disk's.
+    pub start: GuestOffset,
+    pub length_bytes: u64,
+}
+
+/// The extents of one sparse extent in guest order; like neighbours are joined.
+pub(super) struct Grains<'a> {
+    sparse: &'a Sparse,
+    grain: u64,
+    /// Directory entries from `directory_first` on.
+    directory: Vec<u32>,
+    directory_first: u64,
+    table: Vec<u32>,
+    table_index: Option<u64>,
+    failed: bool,
+}
+
+impl Sparse {
+    pub(super) fn extents(&self) -> Grains<'_> {
+        Grains {
+            sparse: self,
+            grain: 0,
+            directory: Vec::new(),
+            directory_first: 0,
+            table: Vec::new(),
+            table_index: None,
+            failed: false,
+        }
+    }
+
+    fn grains(&self) -> u64 {
+        self.length_bytes.div_ceil(self.header.grain_bytes)
+    }
+
+    /// The bytes of the disk from grain `first` up to grain `end`.
+    fn span(&self, first: u64, end: u64) -> (u64, u64) {
+        let grain_bytes = self.header.grain_bytes;
+        let start = first.saturating_mul(grain_bytes);
+        let end = end.saturating_mul(grain_bytes).min(self.length_bytes);
+        (start, end.saturating_sub(start))
+    }
+
+    /// Where a table entry that is neither a hole nor zeros points, checked.
+    fn locate(&self, grain: u64, entry: u32) -> Result<Stored> {
+        let offset_bytes = u64::from(entry) * SECTOR_BYTES;
+        let (start, length_bytes) = self.span(grain, grain + 1);
+        let least_bytes = if self.header.compressed {
+            MARKER_BYTES as u64
+        } else {
+            length_bytes
+        };
+        let end = offset_bytes + least_bytes;
+        if end > self.window.length_bytes() {
+            return Err(self.corrupt(format!(
+                "truncated: grain {grain} at offset {offset_bytes} lies past the end at {}",
+                self.window.length_bytes()
+            )));
+        }
+        if self.header.overlaps_structure(offset_bytes, least_bytes) {
+            return Err(self.corrupt(format!(
+                "grain {grain} at offset {offset_bytes} lies in the header or grain directory"
+            )));
+        }
+        let offset = HostOffset(offset_bytes);
+        if !self.header.compressed {
+            return Ok(Stored::Plain {
+                file: self.file,
+                offset,
+            });
+        }
+        // Deflate never needs as much; twice a grain is where QEMU stops reading, too.
+        let most_bytes = MARKER_BYTES as u64 + 2 * self.header.grain_bytes;
+        Ok(Stored::Packed {
+            unit: Packed {
+                file: self.file,
+                offset,
+                limit_bytes: most_bytes.min(self.window.length_bytes() - offset_bytes),
+                guest: GuestOffset(self.start.0.saturating_add(start)),
+                unpacked_bytes: length_bytes,
+            },
+            skip_bytes: 0,
+        })
+    }
+
+    /// Inflates the grain at the head of `stored`; the bytes past `out` may be missing or zeros.
+    pub(super) fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<u64> {
+        let at = unit.offset.0;
+        let truncated = || self.corrupt(format!("truncated: the grain at offset {at} is cut"));
+        let (marker, rest) = stored
+            .split_first_chunk::<MARKER_BYTES>()
+            .ok_or_else(truncated)?;
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = *marker;
+        let sector = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+        let length_bytes = u32::from_le_bytes([i, j, k, l]);
+        let expected = unit.guest.0.saturating_sub(self.start.0) / SECTOR_BYTES;
+        if sector != expected {
+            return Err(self.corrupt(format!(
+                "the grain at offset {at} is marked as sector {sector}, the grain table says \
+                 {expected}"
+            )));
+        }
+        let grain_bytes = self.header.grain_bytes;
+        if length_bytes == 0 || u64::from(length_bytes) > 2 * grain_bytes {
+            return Err(self.corrupt(format!(
+                "the grain at offset {at} claims {length_bytes} compressed bytes"
+            )));
+        }
+        let stream = rest.get(..length_bytes as usize).ok_or_else(truncated)?;
+        self.inflate(stream, out, at)?;
+        Ok(MARKER_BYTES as u64 + u64::from(length_bytes))
+    }
+
+    fn inflate(&self, stream: &[u8], out: &mut [u8], at: u64) -> Result<()> {
+        let damaged = |what: &str| self.corrupt(format!("the grain at offset {at} {what}"));
+        let grain_bytes = self.header.grain_bytes as usize;
+        let inflate = |out: &mut [u8]| {
+            INFLATER
+                .with_borrow_mut(|inflater| inflater.zlib_decompress(stream, out))
+                .map_err(|error| match error {
+                    DecompressionError::BadData => damaged("does not inflate"),
+                    DecompressionError::InsufficientSpace => damaged("inflates beyond its size"),
+                })
+        };
+        let needed = out.len();
+        let inflated = if needed == grain_bytes {
+            inflate(out)?
+        } else {
+            // The last grain: some writers store all of it, some only what the disk has.
+            let mut whole = vec![0; grain_bytes];
+            let inflated = inflate(&mut whole)?;
+            let part = whole.get(..needed).ok_or_else(|| damaged("is too long"))?;
+            out.copy_from_slice(part);
+            inflated
+        };
+        if inflated < needed {
+            return Err(damaged(&format!(
+                "inflates to {inflated} of {needed} bytes"
+            )));
+        }
+        Ok(())
+    }
+
+    fn corrupt(&self, what: String) -> Error {
+        corrupt(self.window.path(), what)
+    }
+}
+
+thread_local! {
+    static INFLATER: RefCell<Decompressor> = RefCell::new(Decompressor::new());
+}
+
+impl Grains<'_> {
+    /// The directory's entry for table `index`.
+    fn directory_entry(&mut self, index: u64) -> Result<u32> {
+        let Directory::At {
+            offset_bytes,
+            entries,
+        } = self.sparse.header.directory
+        else {
+            return Err(self
+                .sparse
+                .corrupt("the grain directory was not found".to_owned()));
+        };
+        let read = self.directory_first + self.directory.len() as u64;
+        if index >= read || index < self.directory_first {
+            let count = DIRECTORY_STEP.min(entries.saturating_sub(index));
+            let bytes = self
+                .sparse
+                .window
+                .read_vec(offset_bytes + index * 4, (count * 4) as usize)?;
+            self.directory = little_endian(&bytes);
+            self.directory_first = index;
+        }
+        let entry = self.directory.get((index - self.directory_first) as usize);
+        entry.copied().ok_or_else(|| {
+            let what = format!("the grain directory ends before grain table {index}");
+            self.sparse.corrupt(what)
+        })
+    }
+
+    /// Loads table `index` unless it is loaded; false if the directory has none.
+    fn load_table(&mut self, index: u64) -> Result<bool> {
+        if self.table_index == Some(index) {
+            return Ok(true);
+        }
+        let sector = self.directory_entry(index)?;
+        if sector == 0 {
+            return Ok(false);
+        }
+        let offset_bytes = u64::from(sector) * SECTOR_BYTES;
+        let sparse = self.sparse;
+        if sparse.header.overlaps_structure(offset_bytes, TABLE_BYTES) {
+            return Err(sparse.corrupt(format!(
+                "grain table {index} at offset {offset_bytes} lies in the header or the grain \
+                 directory"
+            )));
+        }
+        let bytes = sparse.window.read_vec(offset_bytes, TABLE_BYTES as usize)?;
+        self.table = little_endian(&bytes);
+        self.table_index = Some(index);
+        Ok(true)
+    }
+
+    /// What grain `self.grain` is, and the first grain after it that may be something else.
+    fn look(&mut self) -> Result<(Stored, u64)> {
+        let sparse = self.sparse;
+        let index = self.grain / TABLE_ENTRIES;
+        let table_end = (index + 1) * TABLE_ENTRIES;
+        if !self.load_table(index)? {
+            return Ok((Stored::Hole, table_end));
+        }
+        let rest = (self.grain % TABLE_ENTRIES) as usize;
+        let entries = self.table.get(rest..).unwrap_or_default();
+        let entry = entries.first().copied().unwrap_or(0);
+        let alike = entries.iter().take_while(|next| **next == entry).count() as u64;
+        match entry {
+            0 => Ok((Stored::Hole, self.grain + alike)),
+            ZERO_GRAIN if sparse.header.zero_grains => Ok((Stored::Zero, self.grain + alike)),
+            _ => Ok((sparse.locate(self.grain, entry)?, self.grain + 1)),
+        }
+    }
+
+    fn advance(&mut self) -> Result<Extent> {
+        let sparse = self.sparse;
+        let first = self.grain;
+        let (stored, mut end) = self.look()?;
+        self.grain = end;
+        if matches!(stored, Stored::Hole | Stored::Zero) {
+            // Whole empty tables follow each other on a sparse disk: one extent for all.
+            while self.grain < sparse.grains() {
+                let (next, next_end) = self.look()?;
+                if next != stored {
+                    break;
+                }
+                self.grain = next_end;
+                end = next_end;
+            }
+        }
+        let (start, length_bytes) = sparse.span(first, end);
+        Ok(Extent {
+            start: GuestOffset(sparse.start.0.saturating_add(start)),
+            length_bytes,
+            stored,
+        })
+    }
+}
+
+impl Iterator for Grains<'_> {
+    type Item = Result<Extent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed || self.grain >= self.sparse.grains() {
+            return None;
+        }
+        let extent = self.advance();
+        self.failed = extent.is_err();
+        Some(extent)
+    }
+}
+
+fn little_endian(bytes: &[u8]) -> Vec<u32> {
+    let (entries, _) = bytes.as_chunks::<4>();
+    entries
+        .iter()
+        .map(|entry| u32::from_le_bytes(*entry))
+        .collect()
+}
+
+/// The bytes of a header, as an array.
+pub(super) fn header_bytes(window: &Window, offset_bytes: u64) -> Result<[u8; HEADER_BYTES]> {
+    let mut bytes = [0; HEADER_BYTES];
+    window.read_exact_at(&mut bytes, offset_bytes)?;
+    Ok(bytes)
+}
