@@ -42,6 +42,11 @@ impl VmName {
         Ok(Self(shorten(encoded)))
     }
 
+    /// The name of a VM whose source has none but a file's, which may be blank.
+    pub fn of_file(text: &str) -> Self {
+        Self::new(text).unwrap_or_else(|_| Self("unnamed".to_owned()))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -172,6 +172,14 @@ impl Job {
             .join(self.memory.vm_name.as_str())
     }
 
+    /// Time since the claim.
+    pub fn age(&self) -> std::time::Duration {
+        let claimed = record::parse_timestamp(&self.memory.created_at);
+        claimed
+            .and_then(|time| SystemTime::now().duration_since(time).ok())
+            .unwrap_or_default()
+    }
+
     /// When the job may start, if not at once.
     pub fn not_before(&self) -> Option<SystemTime> {
         match &self.memory.stage {

@@ -1,0 +1,152 @@
+//! Which names in the queue directory are looked at, and what their first bytes say they are.
+use std::path::Path;
+
+/// What a name promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Manifest,
+    Ovf,
+    Disk,
+}
+
+const DISKS: [&str; 9] = [
+    "vmdk", "ova", "vhd", "vhdx", "raw", "img", "ami", "qcow2", "vdi",
+];
+const WRAPPERS: [&str; 3] = ["gz", "xz", "zst"];
+const UNFINISHED: [&str; 4] = [".part", ".tmp", ".filepart", ".crdownload"];
+
+/// Whether the name is never looked at: hidden, or marked unfinished by whoever writes it.
+pub fn is_ignored(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    name.starts_with('.') || UNFINISHED.iter().any(|ending| lower.ends_with(ending))
+}
+
+/// What a name promises by its extension; `None` for a name that is no drop.
+pub fn classify(name: &str) -> Option<Class> {
+    let lower = name.to_ascii_lowercase();
+    let (stem, extension) = lower.rsplit_once('.')?;
+    let extension = if WRAPPERS.contains(&extension) {
+        let (_, inner) = stem.rsplit_once('.')?;
+        return DISKS.contains(&inner).then_some(Class::Disk);
+    } else {
+        extension
+    };
+    match extension {
+        "json" => Some(Class::Manifest),
+        "ovf" => Some(Class::Ovf),
+        _ => DISKS.contains(&extension).then_some(Class::Disk),
+    }
+}
+
+/// The name without its extensions: what a bare disk's VM is called.
+pub fn stem(name: &str) -> &str {
+    let Some((mut stem, extension)) = name.rsplit_once('.') else {
+        return name;
+    };
+    if WRAPPERS.contains(&extension.to_ascii_lowercase().as_str())
+        && let Some((inner, _)) = stem.rsplit_once('.')
+    {
+        stem = inner;
+    }
+    if stem.is_empty() { name } else { stem }
+}
+
+/// What companions of one VM share: the stem without a trailing disk number.
+/// `web-01-disk2.vmdk`, `web-01-1.vmdk` and `web-01.ovf` differ only in that.
+pub fn family(name: &str) -> &str {
+    let stem = stem(name).trim_end_matches(|c: char| c.is_ascii_digit());
+    let stem = stem.strip_suffix("disk").unwrap_or(stem);
+    stem.trim_end_matches(['-', '_'])
+}
+
+/// Whether a VMDK's name and first bytes say that it is an extent of somebody's descriptor:
+/// `-flat`, `-sNNN`, `-fNNN`, `-delta`, `-sesparse`, `-ctk` before the extension, and no
+/// descriptor of its own inside (VMware Virtual Disk Format 5.0, "The Descriptor File").
+pub fn is_extent(name: &str, head: &[u8]) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let Some(stem) = lower.strip_suffix(".vmdk") else {
+        return false;
+    };
+    let numbered = |marker: &str| {
+        stem.rsplit_once(marker).is_some_and(|(_, digits)| {
+            digits.len() >= 3 && digits.bytes().all(|byte| byte.is_ascii_digit())
+        })
+    };
+    let named = ["-flat", "-delta", "-sesparse", "-ctk"]
+        .iter()
+        .any(|end| stem.ends_with(end))
+        || numbered("-s")
+        || numbered("-f");
+    named && !is_descriptor(head) && !has_embedded_descriptor(head)
+}
+
+/// Whether the bytes begin a VMDK descriptor file.
+pub fn is_descriptor(head: &[u8]) -> bool {
+    const MARK: &[u8] = b"# disk descriptorfile";
+    head.get(..MARK.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(MARK))
+}
+
+/// Whether the bytes are a sparse extent header whose descriptorOffset (bytes 28..36) is set.
+fn has_embedded_descriptor(head: &[u8]) -> bool {
+    head.starts_with(b"KDMV") && head.get(28..36).is_some_and(|offset| offset != [0; 8])
+}
+
+/// The last component of a path in text form.
+pub fn file_name(path: &str) -> &str {
+    Path::new(path)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_select_candidates() {
+        for (name, class) in [
+            ("vm.vmdk", Some(Class::Disk)),
+            ("VM.OVA", Some(Class::Disk)),
+            ("a.raw.xz", Some(Class::Disk)),
+            ("a.tar.gz", None),
+            ("manifest.json", Some(Class::Manifest)),
+            ("x.ovf", Some(Class::Ovf)),
+            ("x.mf", None),
+            ("README", None),
+        ] {
+            assert_eq!(classify(name), class, "{name}");
+        }
+        for name in [
+            ".x.vmdk",
+            "a.vmdk.part",
+            "a.TMP",
+            "a.filepart",
+            "a.crdownload",
+        ] {
+            assert!(is_ignored(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn stems_and_families() {
+        assert_eq!(stem("web-01.vmdk"), "web-01");
+        assert_eq!(stem("db.2024.raw.zst"), "db.2024");
+        for name in ["web-disk1.vmdk", "web-2.vmdk", "web.ovf", "web_disk10.vmdk"] {
+            assert_eq!(family(name), "web", "{name}");
+        }
+    }
+
+    #[test]
+    fn extents_are_known_by_name_and_content() {
+        let mut embedded = b"KDMV".to_vec();
+        embedded.resize(512, 0);
+        assert!(is_extent("a-s001.vmdk", &embedded));
+        embedded[28] = 1;
+        assert!(!is_extent("a-s001.vmdk", &embedded));
+        assert!(is_extent("a-flat.vmdk", &[0; 512]));
+        assert!(!is_extent("a-flat.vmdk", b"# Disk DescriptorFile\n"));
+        assert!(!is_extent("windows-server.vmdk", &[0; 512]));
+    }
+}

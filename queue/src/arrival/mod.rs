@@ -1,0 +1,13 @@
+//! Arrival: which drops lie in the queue directory, and which of them are whole.
+//!
+//! Reads only; moving what is whole is the spool's. A drop that was renamed in is whole at once;
+//! one that was written in place when nobody writes it, it has been still, and its structure is
+//! complete. An owner (descriptor, OVF, manifest) speaks for its pieces.
+pub mod candidate;
+pub mod pieces;
+mod settle;
+mod tracker;
+pub mod watch;
+pub mod whole;
+
+pub use tracker::{Arrival, Arrivals, Gathered};

@@ -1,0 +1,257 @@
+//! What an owner owns: the extents of a descriptor, the disks of an OVF or of a manifest.
+//!
+//! Names are data. One that is not plainly beneath the owner's directory is no piece of the drop:
+//! it is left where it is, and opening it later is the business of `roots`.
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use crate::arrival::candidate;
+use crate::error::{Error, Result};
+use crate::job::{Manifest, Priority, manifest};
+
+/// The largest OVF or descriptor that is read, in bytes.
+const MAX_TEXT_BYTES: u64 = 10 * 1024 * 1024;
+const MAX_PIECES: usize = 4096;
+
+/// What an owner's text says about the job.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pieces {
+    /// Relative to the directory that the owner's path is relative to; without the owner.
+    pub names: Vec<String>,
+    /// Those of `names` without which the drop is whole all the same (`.mf`, `.cert`).
+    pub optional: Vec<String>,
+    pub vm_name: Option<String>,
+    pub place: Option<String>,
+    pub priority: Priority,
+}
+
+/// Where names are resolved: the owner's own directory beneath `base`, which stands for `queue`.
+pub struct Scope<'a> {
+    /// The directory beneath which the owner lies: the queue, or a job's `source/`.
+    pub base: &'a Path,
+    /// The queue directory: absolute names beneath it mean files that were dropped with the owner.
+    pub queue: &'a Path,
+    pub output: &'a Path,
+}
+
+impl Scope<'_> {
+    /// The pieces of `owner`, a plain path relative to the base.
+    pub fn pieces(&self, owner: &str) -> Result<Pieces> {
+        let mut pieces = self.direct(owner)?;
+        // A manifest's or OVF's disk may itself be a descriptor with extents.
+        for name in pieces.names.clone() {
+            let is_vmdk = name.to_ascii_lowercase().ends_with(".vmdk");
+            if is_vmdk && let Ok(below) = self.direct(&name) {
+                pieces.names.extend(below.names);
+            }
+        }
+        pieces.names.sort_unstable();
+        pieces.names.dedup();
+        pieces.names.retain(|name| name != owner);
+        pieces.names.truncate(MAX_PIECES);
+        Ok(pieces)
+    }
+
+    fn direct(&self, owner: &str) -> Result<Pieces> {
+        let path = self.base.join(owner);
+        match candidate::classify(owner) {
+            Some(candidate::Class::Manifest) => {
+                let bytes = read(&path, manifest::MAX_BYTES)?;
+                Ok(self.of_manifest(owner, &Manifest::parse(&bytes)?))
+            }
+            Some(candidate::Class::Ovf) => self.of_ovf(owner, &read(&path, MAX_TEXT_BYTES)?),
+            Some(candidate::Class::Disk) if is_descriptor_file(&path) => {
+                Ok(self.of_descriptor(owner, &read(&path, MAX_TEXT_BYTES)?))
+            }
+            _ => Ok(Pieces::default()),
+        }
+    }
+
+    fn of_manifest(&self, owner: &str, manifest: &Manifest) -> Pieces {
+        let names = manifest
+            .disks
+            .iter()
+            .filter_map(|disk| self.resolve(owner, &disk.local_path));
+        let directory = manifest
+            .output
+            .as_ref()
+            .and_then(|output| output.directory.clone());
+        let place = directory.and_then(|directory| {
+            let place = Path::new(&directory).strip_prefix(self.output).ok()?;
+            place.to_str().map(str::to_owned)
+        });
+        Pieces {
+            names: names.collect(),
+            optional: Vec::new(),
+            vm_name: manifest.vm_name(),
+            place,
+            priority: manifest.priority(),
+        }
+    }
+
+    fn of_ovf(&self, owner: &str, bytes: &[u8]) -> Result<Pieces> {
+        let bad = |error: String| {
+            Error::invalid(format!("{owner} is not an OVF descriptor"))
+                .with_remedy("export the VM again")
+                .with_source(error)
+        };
+        let text = std::str::from_utf8(bytes).map_err(|error| bad(error.to_string()))?;
+        // roxmltree refuses document type definitions, so no entity can grow or reach out.
+        let xml = roxmltree::Document::parse(text).map_err(|error| bad(error.to_string()))?;
+        let local = |node: &roxmltree::Node, name: &str| {
+            node.attributes()
+                .find(|a| a.name() == name)
+                .map(|a| a.value().to_owned())
+        };
+        let mut pieces = Pieces::default();
+        for node in xml.descendants().filter(roxmltree::Node::is_element) {
+            match node.tag_name().name() {
+                "File" => {
+                    let href = local(&node, "href").unwrap_or_default();
+                    pieces.names.extend(self.resolve(owner, &href));
+                }
+                "VirtualSystem" => {
+                    let name = node
+                        .children()
+                        .find(|child| child.tag_name().name() == "Name")
+                        .and_then(|child| child.text().map(str::to_owned));
+                    pieces.vm_name = name.or_else(|| local(&node, "id"));
+                }
+                _ => {}
+            }
+        }
+        for extension in ["mf", "cert"] {
+            let name = Path::new(owner).with_extension(extension);
+            pieces.optional.extend(name.to_str().map(str::to_owned));
+        }
+        Ok(pieces)
+    }
+
+    /// The extent lines of a descriptor: `RW 4192256 SPARSE "vm-s001.vmdk"`.
+    fn of_descriptor(&self, owner: &str, bytes: &[u8]) -> Pieces {
+        let text = String::from_utf8_lossy(bytes);
+        let names = text
+            .lines()
+            .map(str::trim_start)
+            .filter(|line| {
+                ["RW ", "RDONLY ", "NOACCESS "]
+                    .iter()
+                    .any(|w| line.starts_with(w))
+            })
+            .filter_map(|line| line.split('"').nth(1))
+            .take(MAX_PIECES)
+            .filter_map(|name| self.resolve(owner, name));
+        Pieces {
+            names: names.collect(),
+            ..Pieces::default()
+        }
+    }
+
+    /// A name in `owner`'s text as a plain path relative to the base.
+    fn resolve(&self, owner: &str, name: &str) -> Option<String> {
+        let named = Path::new(name);
+        let path: PathBuf = if named.is_absolute() {
+            named.strip_prefix(self.queue).ok()?.to_path_buf()
+        } else {
+            Path::new(owner)
+                .parent()
+                .unwrap_or(Path::new(""))
+                .join(named)
+        };
+        let mut plain = PathBuf::new();
+        for part in path.components() {
+            match part {
+                Component::Normal(part) => plain.push(part),
+                Component::CurDir => {}
+                _ => return None,
+            }
+        }
+        // Nothing of the queue's own (`.processing` and so on) is anybody's piece.
+        let text = plain.to_str()?;
+        (!text.is_empty() && !text.starts_with('.')).then(|| text.to_owned())
+    }
+}
+
+fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
+    let volume = crate::durable::HostVolume;
+    crate::durable::Volume::read(&volume, path, limit_bytes)?.ok_or_else(|| {
+        let gone = std::io::Error::from_raw_os_error(nix::libc::ENOENT);
+        Error::io("open", path, gone)
+    })
+}
+
+fn is_descriptor_file(path: &Path) -> bool {
+    head(path, 64).is_ok_and(|head| candidate::is_descriptor(&head))
+}
+
+/// The first bytes of a regular file, never following a link.
+pub fn head(path: &Path, limit_bytes: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(limit_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Opens a regular file for reading, never following a link or waiting for a pipe.
+pub fn open(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(std::io::Error::from(std::io::ErrorKind::InvalidInput))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_name_their_pieces_and_nothing_outside() {
+        let top = tempfile::tempdir().unwrap();
+        let queue = top.path().to_path_buf();
+        let output = Path::new("/out");
+        let scope = Scope {
+            base: &queue,
+            queue: &queue,
+            output,
+        };
+        std::fs::write(
+            queue.join("vm.vmdk"),
+            "# Disk DescriptorFile\nRW 1 FLAT \"vm-flat.vmdk\" 0\nRW 1 FLAT \"/etc/shadow\" 0\n\
+             RW 1 FLAT \"../x\" 0\nRW 1 FLAT \".processing/y\" 0\n",
+        )
+        .unwrap();
+        assert_eq!(scope.pieces("vm.vmdk").unwrap().names, ["vm-flat.vmdk"]);
+
+        std::fs::write(
+            queue.join("a.ovf"),
+            r#"<Envelope xmlns:ovf="o"><References><File ovf:href="a-1.vmdk"/></References>
+               <VirtualSystem ovf:id="x"><Name>App</Name></VirtualSystem></Envelope>"#,
+        )
+        .unwrap();
+        let pieces = scope.pieces("a.ovf").unwrap();
+        assert_eq!(pieces.names, ["a-1.vmdk"]);
+        assert_eq!(pieces.optional, ["a.mf", "a.cert"]);
+        assert_eq!(pieces.vm_name.as_deref(), Some("App"));
+
+        let manifest = serde_json::json!({"manifest_version": "1.0", "disks": [
+            {"id": "a", "source_format": "vmdk", "bytes": 0, "local_path": "vm.vmdk"},
+            {"id": "b", "source_format": "raw", "bytes": 0,
+             "local_path": queue.join("sub/b.raw").to_str().unwrap()},
+            {"id": "c", "source_format": "raw", "bytes": 0, "local_path": "/etc/shadow"}],
+            "output": {"directory": "/out/site-a"}});
+        std::fs::write(queue.join("m.json"), manifest.to_string()).unwrap();
+        let pieces = scope.pieces("m.json").unwrap();
+        assert_eq!(pieces.names, ["sub/b.raw", "vm-flat.vmdk", "vm.vmdk"]);
+        assert_eq!(pieces.place.as_deref(), Some("site-a"));
+
+        let bomb = "<!DOCTYPE a [<!ENTITY b \"c\">]><a>&b;</a>";
+        std::fs::write(queue.join("bomb.ovf"), bomb).unwrap();
+        assert!(scope.pieces("bomb.ovf").is_err());
+    }
+}

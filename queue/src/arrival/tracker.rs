@@ -1,0 +1,412 @@
+//! The tracker: names that lie in the queue directory, until each is whole, refused or gone.
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::arrival::candidate::{self, Class};
+use crate::arrival::pieces::{self, Pieces, Scope};
+use crate::arrival::settle::Stillness;
+use crate::arrival::whole;
+use crate::error::{Error, ErrorKind, Result};
+use crate::instance::Directories;
+use crate::job::{Priority, VmName};
+use crate::spool::{Drop, DropKind, Job};
+
+/// A drop that is ready to be claimed.
+#[derive(Debug)]
+pub enum Arrival {
+    Whole(Drop),
+    /// To be claimed and then failed with this error.
+    Refused(Drop, Error),
+}
+
+/// Whether a claimed job has all its pieces.
+#[derive(Debug)]
+pub enum Gathered {
+    Whole,
+    /// These are not there yet, or not whole; `overdue` if waiting longer makes no sense.
+    Missing {
+        names: Vec<String>,
+        overdue: bool,
+    },
+}
+
+enum Verdict {
+    Ready(Arrival),
+    Wait,
+    /// Not a drop, or somebody else's piece.
+    Ignore,
+}
+
+/// Everything in the queue directory that is not claimed yet.
+pub struct Arrivals {
+    directories: Arc<Directories>,
+    pending: BTreeSet<String>,
+    stillness: Stillness,
+    incomplete_timeout: Duration,
+}
+
+impl Arrivals {
+    pub fn new(
+        directories: Arc<Directories>,
+        settle: Duration,
+        incomplete_timeout: Duration,
+        network: bool,
+    ) -> Self {
+        Self {
+            directories,
+            pending: BTreeSet::new(),
+            stillness: Stillness::new(settle, network),
+            incomplete_timeout,
+        }
+    }
+
+    /// A name was renamed in: whole at once.
+    pub fn moved_in(&mut self, name: &str) {
+        let path = self.path(name);
+        self.stillness.moved_in(&path);
+        self.pending.insert(name.to_owned());
+    }
+
+    /// A name was created or written.
+    pub fn touched(&mut self, name: &str) {
+        self.pending.insert(name.to_owned());
+    }
+
+    /// Looks at the whole directory: the truth. Names that are not UTF-8 are returned.
+    pub fn scan(&mut self) -> Result<Vec<PathBuf>> {
+        let queue = self.directories.queue.clone();
+        let listing = |error| Error::io("list", &queue, error);
+        let mut unreadable = Vec::new();
+        for entry in std::fs::read_dir(&queue).map_err(listing)? {
+            match entry.map_err(listing)?.file_name().into_string() {
+                Ok(name) => self.touched(&name),
+                Err(name) => unreadable.push(queue.join(name)),
+            }
+        }
+        Ok(unreadable)
+    }
+
+    /// How many drops wait to become whole.
+    pub fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The drops that are ready now. Those that are not stay pending.
+    pub fn ready(&mut self) -> Vec<Arrival> {
+        let names: Vec<String> = self.pending.iter().cloned().collect();
+        let owned = self.owned_by_owners(&names);
+        let mut ready = Vec::new();
+        for name in names {
+            if owned.contains(&name) {
+                continue;
+            }
+            match self.examine(&name) {
+                Verdict::Wait => {}
+                Verdict::Ignore => {
+                    self.pending.remove(&name);
+                }
+                Verdict::Ready(arrival) => {
+                    self.pending.remove(&name);
+                    ready.push(arrival);
+                }
+            }
+        }
+        ready
+    }
+
+    /// The drop was claimed or is gone: forget what was seen of its files.
+    pub fn forget(&mut self, drop: &Drop) {
+        for name in drop.owned.iter().chain([&drop.name, &drop.owner]) {
+            let path = self.path(name);
+            self.stillness.forget(&path);
+            self.pending.remove(name);
+        }
+    }
+
+    /// Brings a claimed job's pieces together; those in the queue directory are taken when whole.
+    pub fn gather(&mut self, job: &mut Job) -> Result<Gathered> {
+        let source = job.source_dir();
+        let owner = job.memory.owner.clone();
+        let pieces = self.scope(&source).pieces(&owner)?;
+        let mut missing = Vec::new();
+        for name in pieces.names.iter().chain(&pieces.optional) {
+            // What lies in `source/` was whole when it was taken.
+            if std::fs::symlink_metadata(source.join(name)).is_ok() {
+                continue;
+            }
+            let there = self.path(name);
+            if self.is_whole_file(&there) && job.take(name)? {
+                self.stillness.forget(&there);
+                self.pending.remove(name);
+            } else if !pieces.optional.contains(name) {
+                missing.push(name.clone());
+            }
+        }
+        if missing.is_empty() {
+            return Ok(Gathered::Whole);
+        }
+        let growing = missing.iter().any(|name| self.is_growing(name));
+        let overdue = !growing && job.age() >= self.incomplete_timeout;
+        Ok(Gathered::Missing {
+            names: missing,
+            overdue,
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directories.queue.join(name)
+    }
+
+    fn scope<'a>(&'a self, base: &'a Path) -> Scope<'a> {
+        Scope {
+            base,
+            queue: &self.directories.queue,
+            output: &self.directories.output,
+        }
+    }
+
+    fn pieces(&self, owner: &str) -> Result<Pieces> {
+        self.scope(&self.directories.queue).pieces(owner)
+    }
+
+    /// What the owners among the pending names own: never a drop of its own.
+    fn owned_by_owners(&self, names: &[String]) -> BTreeSet<String> {
+        let mut owned = BTreeSet::new();
+        for name in names {
+            let is_owner = !matches!(candidate::classify(name), None | Some(Class::Disk))
+                || name.to_ascii_lowercase().ends_with(".vmdk");
+            if is_owner && let Ok(pieces) = self.pieces(name) {
+                owned.extend(pieces.names);
+            }
+        }
+        owned
+    }
+
+    fn examine(&mut self, name: &str) -> Verdict {
+        if candidate::is_ignored(name) {
+            return Verdict::Ignore;
+        }
+        let path = self.path(name);
+        let Ok(metadata) = std::fs::symlink_metadata(&path) else {
+            self.stillness.forget(&path);
+            return Verdict::Ignore;
+        };
+        if metadata.is_dir() {
+            return self.examine_directory(name);
+        }
+        let Some(class) = candidate::classify(name) else {
+            return Verdict::Ignore;
+        };
+        if !metadata.is_file() {
+            let error = Error::invalid(format!("{name} is not a regular file"))
+                .with_remedy("links, devices and pipes are never followed: copy the disk itself");
+            return Verdict::Ready(Arrival::Refused(lone(name, DropKind::Disk), error));
+        }
+        match class {
+            Class::Manifest => self.examine_manifest(name),
+            Class::Ovf => self.examine_owner(name, DropKind::Ovf),
+            Class::Disk => self.examine_disk(name),
+        }
+    }
+
+    /// Claimed at once when it parses: the next one may come under the same name.
+    fn examine_manifest(&mut self, name: &str) -> Verdict {
+        let path = self.path(name);
+        if whole::is_open_for_writing(&path) || !whole::is_complete_json(&path) {
+            return self.wait_or_refuse(name, DropKind::Manifest, "is not complete JSON");
+        }
+        if !whole::looks_like_manifest(&path) {
+            return Verdict::Ignore;
+        }
+        let described = self.pieces(name);
+        Verdict::Ready(arrival(name, name, DropKind::Manifest, described, false))
+    }
+
+    fn examine_disk(&mut self, name: &str) -> Verdict {
+        let path = self.path(name);
+        let head = pieces::head(&path, 512).unwrap_or_default();
+        if candidate::is_extent(name, &head) {
+            let why = "is an extent that no descriptor here names";
+            return self.wait_or_refuse(name, DropKind::Disk, why);
+        }
+        if self.has_company_in_motion(name) {
+            return Verdict::Wait;
+        }
+        self.examine_owner(name, DropKind::Disk)
+    }
+
+    /// Whether something of the same VM is still being written beside a disk that was: its owner
+    /// may come last, as `cp` of a whole export does it. A disk that was renamed in does not wait.
+    fn has_company_in_motion(&mut self, name: &str) -> bool {
+        if self.stillness.is_moved_in(&self.path(name)) {
+            return false;
+        }
+        let family = candidate::family(name).to_owned();
+        let others: Vec<PathBuf> = self
+            .pending
+            .iter()
+            .filter(|other| *other != name && candidate::family(other) == family)
+            .filter(|other| !candidate::is_ignored(other))
+            .map(|other| self.path(other))
+            .collect();
+        others
+            .iter()
+            .any(|path| whole::is_open_for_writing(path) || !self.stillness.is_still(path))
+    }
+
+    /// A file that may own others: whole when it and all it names are.
+    fn examine_owner(&mut self, name: &str, kind: DropKind) -> Verdict {
+        let path = self.path(name);
+        if !self.is_whole_file(&path) {
+            return self.wait_or_refuse(name, kind, "is not complete: it ends too early");
+        }
+        let described = match self.pieces(name) {
+            Ok(described) => described,
+            Err(error) => return Verdict::Ready(Arrival::Refused(lone(name, kind), error)),
+        };
+        let missing: Vec<&String> = described
+            .names
+            .iter()
+            .filter(|name| !self.is_there(name))
+            .collect();
+        if !missing.is_empty() {
+            let why = format!("names {:?}, which is not there", missing.first());
+            let why = why.replace("Some(", "").replace(')', "");
+            return self.wait_or_refuse(name, kind, &why);
+        }
+        for piece in described.names.clone() {
+            let piece = self.path(&piece);
+            if !self.is_whole_file(&piece) {
+                let why = format!("names {}, which is not complete", piece.display());
+                return self.wait_or_refuse(name, kind, &why);
+            }
+        }
+        Verdict::Ready(arrival(name, name, kind, Ok(described), true))
+    }
+
+    fn examine_directory(&mut self, name: &str) -> Verdict {
+        let path = self.path(name);
+        let moved_in = self.stillness.is_moved_in(&path);
+        let Some(owner) = directory_owner(&path) else {
+            return self.wait_or_refuse(name, DropKind::Directory, "holds no manifest.json");
+        };
+        let owner = format!("{name}/{owner}");
+        if !moved_in && !self.is_tree_still(&path) {
+            return Verdict::Wait;
+        }
+        let described = self.pieces(&owner);
+        if !moved_in && let Ok(pieces) = &described {
+            for piece in &pieces.names {
+                let piece = self.path(piece);
+                if !self.is_whole_file(&piece) {
+                    let why = format!("misses {}", piece.display());
+                    return self.wait_or_refuse(name, DropKind::Directory, &why);
+                }
+            }
+        }
+        Verdict::Ready(arrival(name, &owner, DropKind::Directory, described, false))
+    }
+
+    /// Whether a file is there and has changed within the incomplete timeout.
+    fn is_growing(&mut self, name: &str) -> bool {
+        let path = self.path(name);
+        self.is_there(name) && self.stillness.unchanged_for(&path) < self.incomplete_timeout
+    }
+
+    fn is_there(&self, name: &str) -> bool {
+        std::fs::symlink_metadata(self.path(name)).is_ok()
+    }
+
+    /// Whether a file is whole: nobody writes it, it is still, and its structure is complete.
+    fn is_whole_file(&mut self, path: &Path) -> bool {
+        self.stillness.is_still(path)
+            && (self.stillness.is_moved_in(path)
+                || (!whole::is_open_for_writing(path) && whole::is_complete(path).unwrap_or(false)))
+    }
+
+    fn is_tree_still(&mut self, dir: &Path) -> bool {
+        if !self.stillness.is_still(dir) {
+            return false;
+        }
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            return false;
+        };
+        entries.flatten().take(4096).all(|entry| {
+            let path = entry.path();
+            self.stillness.is_still(&path) && !whole::is_open_for_writing(&path)
+        })
+    }
+
+    /// Not whole: wait, but not longer than the incomplete timeout since the last change.
+    fn wait_or_refuse(&mut self, name: &str, kind: DropKind, why: &str) -> Verdict {
+        let path = self.path(name);
+        if self.stillness.unchanged_for(&path) < self.incomplete_timeout {
+            return Verdict::Wait;
+        }
+        let error = Error::new(ErrorKind::Corrupt, format!("{name} {why}"))
+            .with_remedy("copy it again, under a name ending in .part until it is whole");
+        Verdict::Ready(Arrival::Refused(lone(name, kind), error))
+    }
+}
+
+/// The one file in a directory that owns the others: a manifest, else a lone OVF.
+fn directory_owner(dir: &Path) -> Option<String> {
+    if std::fs::symlink_metadata(dir.join("manifest.json")).is_ok_and(|meta| meta.is_file()) {
+        return Some("manifest.json".to_owned());
+    }
+    let mut owners = std::fs::read_dir(dir)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.') && candidate::classify(name) == Some(Class::Ovf));
+    let owner = owners.next()?;
+    owners.next().is_none().then_some(owner)
+}
+
+fn arrival(
+    name: &str,
+    owner: &str,
+    kind: DropKind,
+    described: Result<Pieces>,
+    with_pieces: bool,
+) -> Arrival {
+    let mut drop = lone(name, kind);
+    drop.owner = owner.to_owned();
+    match described {
+        Ok(pieces) => {
+            if let Some(vm_name) = pieces.vm_name.as_deref()
+                && let Ok(vm_name) = VmName::new(vm_name)
+            {
+                drop.vm_name = vm_name;
+            }
+            drop.place = pieces.place.unwrap_or_default();
+            drop.priority = pieces.priority;
+            if with_pieces {
+                drop.owned = pieces.names;
+                drop.owned.extend(pieces.optional);
+            }
+            Arrival::Whole(drop)
+        }
+        Err(error) => Arrival::Refused(drop, error),
+    }
+}
+
+/// A drop of one entry, named after itself.
+fn lone(name: &str, kind: DropKind) -> Drop {
+    let stem = if kind == DropKind::Directory {
+        name
+    } else {
+        candidate::stem(name)
+    };
+    Drop {
+        name: name.to_owned(),
+        kind,
+        owner: name.to_owned(),
+        owned: Vec::new(),
+        vm_name: VmName::of_file(stem),
+        place: String::new(),
+        priority: Priority::Normal,
+    }
+}
