@@ -1,1 +1,2 @@
 //! What the whole-program tests share.
+pub mod images;

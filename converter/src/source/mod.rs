@@ -98,7 +98,7 @@ fn file_name(path: &Path) -> String {
 }
 
 impl SourceDisk {
-    fn new(name: &str, format: String, image: Box<dyn Image>) -> Self {
+    pub(crate) fn new(name: &str, format: String, image: Box<dyn Image>) -> Self {
         let sum = |measure: fn(&Window) -> u64| {
             image
                 .files()
