@@ -9,6 +9,8 @@ pub mod ovf;
 mod package;
 mod raw;
 mod tar;
+#[cfg(test)]
+mod tests;
 mod vmdk;
 
 use std::path::Path;
