@@ -116,6 +116,55 @@ fn sparse_1_tib() {
     assert!(digests.iter().all(|digest| digest == &digests[0]));
 }
 
+/// 62 TiB made of pieces, one of them off the grain: more than a file system here can hold.
+#[test]
+fn sparse_62_tib_in_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = images::noise(7, 3 << 20);
+    std::fs::write(dir.path().join("flat"), &data).unwrap();
+    let sectors = 62u64 << 31;
+    let half = sectors / 2 + 77;
+    let rest = sectors - half - 2048 - 1;
+    std::fs::write(
+        dir.path().join("vm.vmdk"),
+        format!(
+            "# Disk DescriptorFile\ncreateType=\"twoGbMaxExtentFlat\"\nRW {half} ZERO\n\
+             RW 2048 FLAT \"flat\" 5\nRW {rest} ZERO\nRW 1 FLAT \"flat\" 0\n"
+        ),
+    )
+    .unwrap();
+    let target = dir.path().join("vm.qcow2");
+    let report = copy_with(&dir.path().join("vm.vmdk"), &target, &plan(2));
+    assert_eq!(report.virtual_size_bytes, 62 << 40);
+    assert!(report.output_bytes < 4 << 20, "{}", report.output_bytes);
+    images::qemu_img(&["check", "-q", "-f", "qcow2", images::text(&target)]);
+    for (sector, offset) in [(half, 5 * 512), (half + 2047, 2052 * 512), (sectors - 1, 0)] {
+        let part = dir.path().join("part.raw");
+        let options = format!(
+            "offset={},size=512,driver=raw,file.driver=qcow2",
+            sector * 512
+        );
+        let file = format!(
+            "file.file.driver=file,file.file.filename={}",
+            images::text(&target)
+        );
+        let source = format!("{options},{file}");
+        images::qemu_img(&[
+            "convert",
+            "--image-opts",
+            "-O",
+            "raw",
+            &source,
+            images::text(&part),
+        ]);
+        assert_eq!(
+            std::fs::read(&part).unwrap(),
+            data[offset..offset + 512],
+            "{sector}"
+        );
+    }
+}
+
 #[test]
 fn appliances_with_two_disks() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,8 @@ mod fill;
 pub mod metadata;
 mod pipeline;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::path::Path;
