@@ -1,0 +1,184 @@
+//! Requests about jobs: `cancel`, `retry`, `priority`.
+use std::time::SystemTime;
+
+use queue::job::{JobId, JobState, Priority, Request};
+use serde_json::{Value, json};
+
+use super::super::status::nothing;
+use super::Asked;
+use crate::args;
+use crate::outcome::{Exit, Result, Stop};
+use crate::render::text::clean;
+use crate::render::{self, job};
+use crate::view::{self, Job, Place, find};
+
+pub fn cancel(args: &args::Cancel) -> Result<Exit> {
+    let which = (args.which.job, args.which.vm.as_deref());
+    let (place, job) = target(&args.place, which, |job| !job.is_final())?;
+    if job.is_final() {
+        return Err(refuse(&job, "there is nothing to cancel"));
+    }
+    let id = job.id();
+    let asked = Asked::submit(&place, Request::Cancel { job_id: id })?;
+    let job = asked.until(Some(args.patience.timeout), || {
+        match place.job(id, false)?.filter(Job::is_final) {
+            Some(job) if job.is(JobState::Cancelled) => Ok(Some(job)),
+            Some(job) => Err(refuse(&job, "it ended before it could be cancelled")),
+            None => Ok(None),
+        }
+    })?;
+    tell(&asked, &job, args.patience.json)
+}
+
+pub fn prioritise(args: &args::Prioritise) -> Result<Exit> {
+    let which = (args.which.job, args.which.vm.as_deref());
+    let (place, job) = target(&args.place, which, |job| !job.is_final())?;
+    if job.is_final() {
+        return Err(refuse(&job, "its priority does not matter any more"));
+    }
+    let priority = Priority::from(args.level);
+    let request = Request::SetPriority {
+        job_id: job.id(),
+        priority,
+    };
+    let id = job.id();
+    let asked = Asked::submit(&place, request)?;
+    let job = asked.until(Some(args.patience.timeout), || {
+        let job = place.job(id, true)?;
+        Ok(job.filter(|job| job.priority() == priority.as_str()))
+    })?;
+    tell(&asked, &job, args.patience.json)
+}
+
+pub fn retry(args: &args::Retry) -> Result<Exit> {
+    if args.all_failed {
+        return retry_all(args);
+    }
+    let which = (args.job, args.vm.as_deref());
+    let (place, before) = target(&args.place, which, |_| true)?;
+    if !before.is_final() || before.is(JobState::Completed) {
+        return Err(refuse(&before, "only a failed job is tried again"));
+    }
+    let id = before.id();
+    let asked = Asked::submit(&place, Request::Retry { job_id: id })?;
+    let job = asked.until(Some(args.patience.timeout), || {
+        let job = place.job(id, true)?;
+        Ok(job.filter(|job| was_tried_again(&before, job)))
+    })?;
+    tell(&asked, &job, args.patience.json)
+}
+
+fn retry_all(args: &args::Retry) -> Result<Exit> {
+    let place = view::chosen(&args.place)?;
+    let failed: Vec<Job> = failed_jobs(&place)?;
+    if failed.is_empty() && !args.patience.json {
+        render::print("no job has failed\n")?;
+        return Ok(Exit::Done);
+    }
+    let asked = Asked::submit(&place, Request::RetryAllFailed)?;
+    let mut left: Vec<&Job> = failed.iter().collect();
+    let mut done: Vec<Job> = Vec::new();
+    let outcome = asked.until(Some(args.patience.timeout), || {
+        let mut waiting = Vec::new();
+        for before in &left {
+            match place.job(before.id(), false)? {
+                Some(job) if !was_tried_again(before, &job) => waiting.push(*before),
+                job => done.extend(job),
+            }
+        }
+        left = waiting;
+        Ok(left.is_empty().then_some(()))
+    });
+    if args.patience.json {
+        asked.print_json("jobs", done.iter().map(Job::to_json).collect::<Value>())?;
+    } else {
+        render::print(&format!(
+            "{} of {} jobs tried again\n",
+            done.len(),
+            failed.len()
+        ))?;
+    }
+    outcome.map(|()| Exit::Done)
+}
+
+fn failed_jobs(place: &Place) -> Result<Vec<Job>> {
+    let read = place.jobs()?;
+    render::notes(&read.skipped);
+    let failed = read.jobs.into_iter().filter(|job| job.is(JobState::Failed));
+    Ok(failed.collect())
+}
+
+/// Whether a job has left the end it had come to, even if it has come to another one since.
+fn was_tried_again(before: &Job, now: &Job) -> bool {
+    let (old, new) = (before.record(), now.record());
+    !now.is_final()
+        || new.state != old.state
+        || new.attempts > old.attempts
+        || new.finished_at != old.finished_at
+}
+
+/// The job that is meant: by id, or the newest of a VM, an unfinished one first.
+fn target(
+    typed: &args::Place,
+    (id, vm): (Option<JobId>, Option<&str>),
+    fits: impl Fn(&Job) -> bool,
+) -> Result<(Place, Job)> {
+    let places = view::every(typed)?;
+    let mut matches = Vec::new();
+    for place in places {
+        let found = match (id, vm) {
+            (Some(id), _) => place.job(id, false)?,
+            (None, Some(vm)) => {
+                let jobs = place.jobs()?.jobs;
+                let fitting = jobs.iter().filter(|job| fits(job)).cloned().collect();
+                find::newest(fitting, vm, None).or_else(|| find::newest(jobs, vm, None))
+            }
+            (None, None) => None,
+        };
+        matches.extend(found.map(|job| (place, job)));
+    }
+    // A finished job of the same name elsewhere is not in the way.
+    if matches.iter().any(|(_, job)| fits(job)) {
+        matches.retain(|(_, job)| fits(job));
+    }
+    let instances: Vec<String> = matches
+        .iter()
+        .map(|(place, _)| place.instance.clone())
+        .collect();
+    match (matches.pop(), matches.is_empty()) {
+        (Some(found), true) => Ok(found),
+        (Some(_), false) => {
+            let name = vm.unwrap_or("the job");
+            let message = format!("{name} is in several instances: {}", instances.join(", "));
+            Err(Stop::usage(message).with_remedy("choose one with --instance"))
+        }
+        (None, _) => Err(match (id, vm) {
+            (None, Some(vm)) => nothing(vm),
+            (Some(id), _) => Stop::usage(format!("there is no {id}"))
+                .with_remedy("`hyperctl list` shows the jobs"),
+            (None, None) => Stop::usage("name a job with --vm or --job"),
+        }),
+    }
+}
+
+fn refuse(job: &Job, why: &str) -> Stop {
+    let (vm, state) = (&job.record().vm_name, job.state());
+    Stop::new(
+        Exit::Failed,
+        format!("{vm} ({}) is {state}: {why}", job.id()),
+    )
+}
+
+fn tell(asked: &Asked, job: &Job, json: bool) -> Result<Exit> {
+    if json {
+        asked.print_json("job", json!(job.to_json()))?;
+    } else {
+        let line = job::line(job, SystemTime::now());
+        let priority = match &asked.request {
+            Request::SetPriority { .. } => format!(", priority {}", job.priority()),
+            _ => String::new(),
+        };
+        render::print(&format!("{line}{}\n", clean(&priority)))?;
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,120 @@
+//! `list`: every job there is, and the drops that are to become jobs.
+use std::cmp::Reverse;
+use std::time::SystemTime;
+
+use queue::job::{JobId, JobState};
+use serde_json::{Value, json};
+
+use crate::args;
+use crate::outcome::{Exit, Result};
+use crate::render::table::{Cell, Table};
+use crate::render::{self, Colour, Style, job};
+use crate::view::{self, Job, Shelf};
+
+pub fn run(args: &args::List) -> Result<Exit> {
+    let (shelves, notes) = view::read(view::every(&args.place)?)?;
+    let rows = rows(&shelves, &args.status);
+    if args.json {
+        let values = rows.iter().map(Row::to_json).collect();
+        render::print_json(&Value::Array(values))?;
+    } else {
+        let style = Style::detect();
+        render::print(&table(&rows, shelves.len() > 1, &style))?;
+    }
+    render::notes(&notes);
+    Ok(Exit::Done)
+}
+
+/// What a line is about.
+#[derive(Debug)]
+enum Row<'a> {
+    Job(&'a Job),
+    Drop { instance: &'a str, name: &'a str },
+}
+
+impl Row<'_> {
+    fn to_json(&self) -> Value {
+        match self {
+            Row::Job(job) => job.to_json(),
+            Row::Drop { instance, name } => {
+                json!({"state": "new", "instance": instance, "drop": name})
+            }
+        }
+    }
+
+    fn state(&self) -> String {
+        match self {
+            Row::Job(job) => job.state(),
+            Row::Drop { .. } => "new".to_owned(),
+        }
+    }
+
+    /// Running jobs, the queue in its order, drops, then the finished ones, newest first.
+    fn rank(&self) -> (u8, u64, Reverse<Option<JobId>>) {
+        match self {
+            Row::Drop { .. } => (2, 0, Reverse(None)),
+            Row::Job(job) if job.is(JobState::Queued) => {
+                (1, job.position.unwrap_or(u64::MAX), Reverse(None))
+            }
+            Row::Job(job) if job.is_final() => (3, 0, Reverse(Some(job.id()))),
+            Row::Job(_) => (0, 0, Reverse(None)),
+        }
+    }
+}
+
+fn rows<'a>(shelves: &'a [Shelf], wanted: &[args::Filter]) -> Vec<Row<'a>> {
+    let mut rows = Vec::new();
+    for shelf in shelves {
+        rows.extend(shelf.jobs.iter().map(Row::Job));
+        rows.extend(shelf.drops.iter().map(|name| Row::Drop {
+            instance: &shelf.place.instance,
+            name,
+        }));
+    }
+    if !wanted.is_empty() {
+        rows.retain(|row| wanted.iter().any(|filter| filter.as_str() == row.state()));
+    }
+    rows.sort_by_key(Row::rank);
+    rows
+}
+
+fn table(rows: &[Row], with_instance: bool, style: &Style) -> String {
+    let now = SystemTime::now();
+    let mut header = vec!["VM", "STATE", "AGE", "JOB", "DETAIL"];
+    let mut flexible = vec![4, 0];
+    if with_instance {
+        header.insert(0, "INSTANCE");
+        flexible = vec![5, 1, 0];
+    }
+    let mut table = Table::new(header, flexible);
+    for row in rows {
+        let (instance, mut cells) = match row {
+            Row::Job(job) => {
+                let state = job.state();
+                let cells = vec![
+                    Cell::new(&job.record().vm_name),
+                    Cell::painted(job::colour(&state), &state),
+                    Cell::new(job::age(job, now)),
+                    Cell::painted(Colour::Dim, job.id().to_string()),
+                    Cell::new(job::detail(job, now)),
+                ];
+                (job.instance.as_str(), cells)
+            }
+            Row::Drop { instance, name } => {
+                let cells = vec![
+                    Cell::new(""),
+                    Cell::new("new"),
+                    Cell::new(""),
+                    Cell::new(""),
+                    Cell::new(name),
+                ];
+                (*instance, cells)
+            }
+        };
+        if with_instance {
+            cells.insert(0, Cell::new(instance));
+        }
+        table.add(cells);
+    }
+    table.to_text(style)
+}

@@ -1,0 +1,116 @@
+//! `status` and `wait`: jobs as they are now, or until they have ended.
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::follow::{Show, follow};
+use crate::args;
+use crate::outcome::{Exit, Result, Stop};
+use crate::render::{self, Style, job};
+use crate::view;
+use crate::view::find::{Found, search};
+
+pub fn run(args: &args::Status) -> Result<Exit> {
+    let places = view::every(&args.place)?;
+    let searched = search(&places, &args.which)?;
+    render::notes(&searched.notes);
+    for found in &searched.found {
+        if let Found::Nothing { vm } = found {
+            return Err(nothing(vm));
+        }
+    }
+    if args.follow {
+        let mut show = Show::detect(args.json);
+        if !args.json {
+            announce(&searched.found);
+        }
+        let (exit, _) = follow(searched.found, &places, &mut show, args.timeout)?;
+        return timed_out(exit);
+    }
+    if args.json {
+        let mut values: Vec<Value> = searched.found.iter().map(to_json).collect();
+        let value = match values.len() {
+            1 => values.remove(0),
+            _ => Value::Array(values),
+        };
+        render::print_json(&value)?;
+    } else {
+        let style = Style::detect();
+        let now = SystemTime::now();
+        let blocks: Vec<String> = searched
+            .found
+            .iter()
+            .map(|found| block(found, &style, now))
+            .collect();
+        render::print(&blocks.join("\n"))?;
+    }
+    Ok(Exit::Done)
+}
+
+pub fn wait(args: &args::Wait) -> Result<Exit> {
+    let places = view::every(&args.place)?;
+    let searched = search(&places, &args.which)?;
+    render::notes(&searched.notes);
+    announce(&searched.found);
+    let (exit, jobs) = follow(searched.found, &places, &mut Show::Nothing, args.timeout)?;
+    if args.json {
+        render::print_json(&jobs.iter().map(view::Job::to_json).collect())?;
+    } else {
+        let style = Style::detect();
+        let now = SystemTime::now();
+        let ended = jobs.iter().filter(|job| job.is_final());
+        let endings: String = ended.map(|job| job::ending(job, &style, now)).collect();
+        render::print(&endings)?;
+    }
+    timed_out(exit)
+}
+
+pub fn nothing(vm: &str) -> Stop {
+    Stop::usage(format!("there is no job of a VM named {vm:?}"))
+        .with_remedy("`hyperctl list` shows the jobs and what is not claimed yet")
+}
+
+fn timed_out(exit: Exit) -> Result<Exit> {
+    match exit {
+        Exit::TimedOut => Err(Stop::new(exit, "timed out before every job had ended")
+            .with_remedy("the jobs go on; `hyperctl status` shows them")),
+        _ => Ok(exit),
+    }
+}
+
+/// Says which jobs do not exist yet, so that waiting for a mistyped name is noticed.
+fn announce(found: &[Found]) {
+    for found in found {
+        match found {
+            Found::Job { .. } => {}
+            Found::Drop { name, vm, .. } => {
+                render::say(&format!("{vm}: dropped as {name}, not claimed yet"));
+            }
+            Found::Nothing { vm } => {
+                render::say(&format!("{vm}: no job of this VM yet; waiting for one"));
+            }
+        }
+    }
+}
+
+fn to_json(found: &Found) -> Value {
+    match found {
+        Found::Job { job, .. } => job.to_json(),
+        Found::Drop {
+            place, name, vm, ..
+        } => {
+            json!({"state": "new", "instance": place.instance, "drop": name, "vm_name": vm})
+        }
+        Found::Nothing { vm } => json!({"state": null, "vm_name": vm}),
+    }
+}
+
+fn block(found: &Found, style: &Style, now: SystemTime) -> String {
+    match found {
+        Found::Job { job, .. } => job::block(job, style, now),
+        Found::Drop {
+            place, name, vm, ..
+        } => job::block_of_drop(vm, name, &place.instance, style),
+        Found::Nothing { .. } => String::new(),
+    }
+}

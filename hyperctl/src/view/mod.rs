@@ -1,0 +1,126 @@
+//! What the daemons' files say: heartbeats, records and drops of one or several instances.
+//!
+//! Only reads. Nothing here is trusted: files are bounded, broken ones are skipped with a note.
+mod file;
+pub mod find;
+pub mod heartbeat;
+pub mod job;
+pub mod refusal;
+mod select;
+pub mod systemd;
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use queue::error::{Error, Result};
+use queue::instance::Directories;
+
+pub use heartbeat::{Heartbeat, Life};
+pub use job::Job;
+pub use select::{chosen, every};
+
+/// Where one daemon keeps its files.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub instance: String,
+    pub directories: Directories,
+    /// The systemd unit; none when the directories were given by hand.
+    pub service: Option<String>,
+}
+
+impl Place {
+    /// Every record, with the notes of what could not be read.
+    pub fn jobs(&self) -> Result<job::Jobs> {
+        job::read_all(&self.directories, &self.instance)
+    }
+
+    /// One record, with its queue position only if `numbered`: that takes reading all.
+    pub fn job(&self, id: queue::job::JobId, numbered: bool) -> Result<Option<Job>> {
+        let mut found = job::read_one(&self.directories, &self.instance, id)?;
+        if let Some(job) = found
+            .as_mut()
+            .filter(|job| numbered && job.is(queue::job::JobState::Queued))
+        {
+            let all = self.jobs()?.jobs;
+            job.position = all
+                .iter()
+                .find(|other| other.id() == id)
+                .and_then(|other| other.position);
+        }
+        Ok(found)
+    }
+
+    pub fn heartbeat(&self) -> Result<Option<Heartbeat>> {
+        Heartbeat::read(&self.directories)
+    }
+
+    /// Whether the daemon is there, by its heartbeat; a broken heartbeat is none.
+    pub fn life(&self) -> Life {
+        match self.heartbeat() {
+            Ok(Some(heartbeat)) => heartbeat.life(SystemTime::now()),
+            Ok(None) => Life::Absent,
+            Err(_) => Life::Timeless,
+        }
+    }
+
+    /// The names of what was dropped and is not claimed yet, sorted.
+    pub fn drops(&self) -> Result<Vec<String>> {
+        let mut names = names(&self.directories.queue)?;
+        names.retain(|name| is_drop(name));
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// One instance's records and drops.
+#[derive(Debug)]
+pub struct Shelf {
+    pub place: Place,
+    /// By id, oldest first.
+    pub jobs: Vec<Job>,
+    /// The names of what is not claimed yet.
+    pub drops: Vec<String>,
+}
+
+/// Reads everything in these places; the second list says what could not be read.
+pub fn read(places: Vec<Place>) -> Result<(Vec<Shelf>, Vec<String>)> {
+    let mut shelves = Vec::with_capacity(places.len());
+    let mut notes = Vec::new();
+    for place in places {
+        let read = place.jobs()?;
+        notes.extend(read.skipped);
+        // The queue may be closed to those who may read results.
+        let drops = place.drops().unwrap_or_else(|error| {
+            notes.push(job::describe(&error));
+            Vec::new()
+        });
+        shelves.push(Shelf {
+            place,
+            jobs: read.jobs,
+            drops,
+        });
+    }
+    Ok((shelves, notes))
+}
+
+/// Names that a converter never looks at are no drops.
+fn is_drop(name: &str) -> bool {
+    const UNFINISHED: [&str; 4] = [".part", ".tmp", ".filepart", ".crdownload"];
+    !name.starts_with('.') && !UNFINISHED.iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// The names in a directory; none if it does not exist.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let fail = |error| Error::io("list", dir, error);
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(fail(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(fail)?.file_name();
+        names.push(name.to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
