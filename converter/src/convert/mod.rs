@@ -8,6 +8,8 @@ mod pipeline;
 mod target;
 #[cfg(test)]
 mod tests;
+pub mod vm;
+pub mod wishes;
 
 use std::fs::File;
 use std::path::Path;
