@@ -1,1 +1,5 @@
 //! What the whole-program tests share.
+pub mod enumerate;
+pub mod invariants;
+pub mod model;
+pub mod scene;
