@@ -58,6 +58,11 @@ pub fn convert(
         .unwrap_or_default();
     if status.success() {
         let outputs = outputs(vm, instance);
+        if outputs.is_empty() {
+            let output = instance.directories.output.display();
+            let text = format!("hyper2kvm convert left no result for {vm} in {output}\n");
+            return Ok(Ending::Failed(text));
+        }
         return Ok(Ending::Completed { outputs });
     }
     Ok(Ending::Failed(if said.trim().is_empty() {
