@@ -6,6 +6,8 @@ mod fill;
 pub mod metadata;
 mod pipeline;
 mod target;
+pub mod vm;
+pub mod wishes;
 
 use std::path::Path;
 

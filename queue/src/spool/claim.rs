@@ -163,6 +163,25 @@ impl Spool {
         volume.sync(&self.directories.processing())
     }
 
+    /// Abandons a job that has nothing, and takes back what pollers were told of it waiting.
+    pub(super) fn forget(&self, job: JobId) -> Result<()> {
+        if self
+            .record(job)?
+            .is_some_and(|record| !record.state.is_final())
+        {
+            self.volume.remove_file(&self.directories.record(job))?;
+            self.volume.sync(&self.directories.records())?;
+        }
+        self.abandon(job)
+    }
+
+    /// Tells of a drop that cannot be claimed; the drop stays where it is.
+    pub fn complain(&self, drop: &Drop, error: &crate::error::Error) -> Result<()> {
+        let path = self.directories.error_text(&drop.vm_name);
+        let text = crate::job::Failure::from(error).to_text();
+        durable::replace(&*self.volume, &path, text.as_bytes())
+    }
+
     fn remove_empty_source(&self, job: JobId) -> Result<()> {
         fn prune(volume: &dyn durable::Volume, dir: &std::path::Path) -> Result<()> {
             for entry in volume.read_dir(dir)? {

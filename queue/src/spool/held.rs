@@ -35,7 +35,7 @@ impl Spool {
             return self.hold_unlocked(id);
         };
         let Some(memory) = self.recall(id)? else {
-            self.abandon(id)?;
+            self.forget(id)?;
             return Ok(Hold::Over);
         };
         let record = self
@@ -200,13 +200,38 @@ impl Job {
         self.take_from(take)
     }
 
-    /// Takes a file that was dropped before its owner and archived as a job of its own.
-    pub fn take_archived(&mut self, name: &str) -> Result<bool> {
-        let from = format!(".processed/{name}");
-        self.take_from(Take {
+    /// Takes a disk that was dropped before its owner and converted by `other` on its own.
+    pub fn take_archived(&mut self, name: &str, other: JobId) -> Result<bool> {
+        for from in [
+            format!(".processed/{name}.{other}"),
+            format!(".processed/{name}"),
+        ] {
+            if self.take_from(Take {
+                from,
+                to: name.to_owned(),
+            })? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes a disk out of the job that claimed it before its owner came; that job is forgotten.
+    pub fn take_over(&mut self, other: Job, name: &str) -> Result<bool> {
+        let from = format!(".processing/{}/source/{name}", other.id());
+        let taken = self.take_from(Take {
             from,
             to: name.to_owned(),
-        })
+        })?;
+        if taken {
+            other.spool.forget(other.id())?;
+        }
+        Ok(taken)
+    }
+
+    /// Whether the drop is one file that owns nothing.
+    pub fn is_bare_disk(&self) -> bool {
+        self.memory.kind == DropKind::Disk && self.memory.takes.len() == 1
     }
 
     fn take_from(&mut self, take: Take) -> Result<bool> {
@@ -221,10 +246,37 @@ impl Job {
         self.spool.take(self.id(), &take)
     }
 
-    /// Gives the job the name that its source turned out to bear.
-    pub fn rename_vm(&mut self, vm_name: VmName) {
+    /// Gives a begun job the name that its source turned out to bear. `false`: another running job
+    /// has that name; this one keeps its own.
+    pub fn rename_vm(&mut self, vm_name: VmName) -> Result<bool> {
+        let Some(lock) = self.lock_name(&vm_name)? else {
+            return Ok(false);
+        };
+        self.release_name();
+        self.name_lock = Some(lock);
         self.record.vm_name = vm_name.to_string();
         self.memory.vm_name = vm_name;
+        self.spool.save_memory(&self.memory)?;
+        self.spool.retire(&self.memory)?;
+        self.save_record(false)?;
+        Ok(true)
+    }
+
+    fn lock_name(&self, vm_name: &VmName) -> Result<Option<(PathBuf, Lock)>> {
+        let name = VmName::new(&format!("{}/{vm_name}", self.memory.place))?;
+        let path = self.spool.directories.names().join(format!("{name}.lock"));
+        Ok(self
+            .spool
+            .volume
+            .lock(&path, true)?
+            .map(|lock| (path, lock)))
+    }
+
+    fn release_name(&mut self) {
+        if let Some((path, _lock)) = self.name_lock.take() {
+            // A lock file that stays is taken over by the next job of that name.
+            let _ = self.spool.volume.remove_file(&path);
+        }
     }
 
     pub fn set_priority(&mut self, priority: Priority) -> Result<()> {
@@ -320,7 +372,7 @@ impl Job {
             None => false,
         };
         if !taken {
-            self.spool.abandon(self.id())?;
+            self.spool.forget(self.id())?;
             return Ok(Hold::Over);
         }
         let mut job = self;
@@ -369,10 +421,7 @@ impl Job {
 
 impl std::ops::Drop for Job {
     fn drop(&mut self) {
-        if let Some((path, _lock)) = &self.name_lock {
-            // A lock file that stays is taken over by the next job of that name.
-            let _ = self.spool.volume.remove_file(path);
-        }
+        self.release_name();
     }
 }
 

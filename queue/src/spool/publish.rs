@@ -247,6 +247,7 @@ impl Job {
         self.record.state = JobState::Completed;
         self.record.phase = Phase::Publish;
         self.record.error = None;
+        self.record.progress.bytes_done = self.record.progress.bytes_total;
         self.record.progress.percent = 100.0;
         self.record.progress.eta_seconds = None;
         self.record.finished_at = Some(record::timestamp(SystemTime::now()));
