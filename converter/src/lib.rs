@@ -1,10 +1,11 @@
 //! The converter: VMs from VMware in, disks that boot under KVM out.
 //!
-//! Rooms, arrows only downward: convert → {source, qcow2, libvirt} → disk → error.
+//! Rooms, arrows only downward: worker → convert → {source, qcow2, libvirt} → disk → error.
 pub mod convert;
 pub mod disk;
 pub mod libvirt;
 pub mod qcow2;
 pub mod source;
+pub mod worker;
 
 pub use queue::error;

@@ -6,7 +6,6 @@ mod args;
 mod command;
 mod outcome;
 mod render;
-mod request;
 mod view;
 mod watch;
 

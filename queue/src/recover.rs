@@ -20,6 +20,8 @@ pub struct Waiting {
     pub vm_name: VmName,
     pub priority: Priority,
     pub not_before: Option<SystemTime>,
+    /// The name of a drop that is one file without an owner: an owner may still come for it.
+    pub bare_disk: Option<String>,
 }
 
 impl From<&Job> for Waiting {
@@ -29,6 +31,7 @@ impl From<&Job> for Waiting {
             vm_name: job.memory.vm_name.clone(),
             priority: job.memory.priority,
             not_before: job.not_before(),
+            bare_disk: job.is_bare_disk().then(|| job.memory.drop.clone()),
         }
     }
 }

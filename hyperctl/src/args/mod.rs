@@ -9,6 +9,7 @@ use queue::job::{JobId, Priority};
 
 pub use normalise::normalise;
 
+const DAEMON: &str = "Which daemon";
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -52,16 +53,15 @@ pub enum Command {
 
 /// Which daemon's files are meant.
 #[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Which daemon")]
 pub struct Place {
     /// The instance [default: all of them when reading, `default` when steering].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = DAEMON)]
     pub instance: Option<String>,
     /// The daemon's queue directory, where it is not the instance's.
-    #[arg(long, value_name = "DIR", requires = "output_dir")]
+    #[arg(long, value_name = "DIR", requires = "output_dir", help_heading = DAEMON)]
     pub watch_dir: Option<PathBuf>,
     /// The daemon's output directory, where it is not the instance's.
-    #[arg(long, value_name = "DIR", requires = "watch_dir")]
+    #[arg(long, value_name = "DIR", requires = "watch_dir", help_heading = DAEMON)]
     pub output_dir: Option<PathBuf>,
 }
 

@@ -43,8 +43,7 @@ impl Show {
         let now = SystemTime::now();
         match self {
             Self::Bars(bars) if job.is_final() => {
-                bars.end(job.id(), &job::ending(job, &Style::detect(), now));
-                Ok(())
+                bars.end(job.id(), &job::ending(job, &Style::detect(), now))
             }
             Self::Bars(bars) => bars.show(job, now),
             Self::Lines(style, _) if job.is_final() => render::print(&job::ending(job, style, now)),
@@ -64,10 +63,13 @@ impl Show {
         }
     }
 
-    fn say(&self, text: &str) {
+    fn say(&self, text: &str) -> Result<()> {
         match self {
-            Self::Bars(bars) => bars.above(&format!("hyperctl: {}", render::text::clean(text))),
-            _ => render::say(text),
+            Self::Bars(bars) => bars.above(&format!("{}\n", render::text::clean(text))),
+            _ => {
+                render::say(text);
+                Ok(())
+            }
         }
     }
 }
@@ -233,7 +235,7 @@ impl Watchdog {
             return Err(super::control::no_daemon(place));
         }
         if !self.warned {
-            show.say("the daemon is not responding; waiting for it");
+            show.say("the daemon is not responding; waiting for it")?;
             self.warned = true;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! `list`: every job there is, and the drops that are to become jobs.
+//! `list`: every job there is, without its log, and the drops that are to become jobs.
 use std::cmp::Reverse;
 use std::time::SystemTime;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args;
 use crate::outcome::{Exit, Result};
-use crate::render::table::{Cell, Table};
+use crate::render::table::{Cell, Flexible, Table};
 use crate::render::{self, Colour, Style, job};
 use crate::view::{self, Job, Shelf};
 
@@ -35,7 +35,13 @@ enum Row<'a> {
 impl Row<'_> {
     fn to_json(&self) -> Value {
         match self {
-            Row::Job(job) => job.to_json(),
+            Row::Job(job) => {
+                let mut value = job.to_json();
+                if let Some(fields) = value.as_object_mut() {
+                    fields.remove("log");
+                }
+                value
+            }
             Row::Drop { instance, name } => {
                 json!({"state": "new", "instance": instance, "drop": name})
             }
@@ -81,12 +87,14 @@ fn rows<'a>(shelves: &'a [Shelf], wanted: &[args::Filter]) -> Vec<Row<'a>> {
 fn table(rows: &[Row], with_instance: bool, style: &Style) -> String {
     let now = SystemTime::now();
     let mut header = vec!["VM", "STATE", "AGE", "JOB", "DETAIL"];
-    let mut flexible = vec![4, 0];
+    let mut flexible = vec![(0, 16), (4, 12), (0, 8)];
     if with_instance {
         header.insert(0, "INSTANCE");
-        flexible = vec![5, 1, 0];
+        flexible = vec![(1, 16), (5, 12), (0, 8), (1, 8), (5, 8)];
     }
-    let mut table = Table::new(header, flexible);
+    let flexible = flexible.into_iter();
+    let flexible = flexible.map(|(column, narrowest)| Flexible { column, narrowest });
+    let mut table = Table::new(header, flexible.collect());
     for row in rows {
         let (instance, mut cells) = match row {
             Row::Job(job) => {
@@ -102,11 +110,11 @@ fn table(rows: &[Row], with_instance: bool, style: &Style) -> String {
             }
             Row::Drop { instance, name } => {
                 let cells = vec![
-                    Cell::new(""),
+                    Cell::new(name),
                     Cell::new("new"),
                     Cell::new(""),
                     Cell::new(""),
-                    Cell::new(name),
+                    Cell::new("not claimed"),
                 ];
                 (*instance, cells)
             }

@@ -46,16 +46,16 @@ impl Bars {
     }
 
     /// Takes a job's line away and leaves text above the others in its place.
-    pub fn end(&mut self, id: JobId, text: &str) {
+    pub fn end(&mut self, id: JobId, text: &str) -> Result<()> {
         if let Some(bar) = self.bars.remove(&id) {
             bar.finish_and_clear();
         }
-        self.above(text);
+        self.above(text)
     }
 
-    /// Prints text above the lines. A terminal that went away is noticed by its signal.
-    pub fn above(&self, text: &str) {
-        let _ = self.all.println(text.trim_end_matches('\n'));
+    /// Prints text above the lines.
+    pub fn above(&self, text: &str) -> Result<()> {
+        self.all.suspend(|| super::print(text))
     }
 
     fn line(&self, job: &Job, now: SystemTime) -> String {

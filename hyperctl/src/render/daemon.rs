@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::fields::Fields;
 use super::quantity;
 use super::style::{Colour, Style};
-use super::table::Cell;
+use super::table::{Cell, Flexible};
 use super::text::{clean, pad};
 use crate::view::heartbeat::Active;
 use crate::view::systemd::Unit;
@@ -101,10 +101,11 @@ impl Daemon {
         };
         let mut fields = Fields::default();
         fields.add_painted("State", &style.paint(colour, &state));
-        fields.add(
-            "Service",
-            format!("{} ({})", self.service(), self.unit_state()),
-        );
+        let service = match &self.place.service {
+            Some(service) => format!("{service} ({})", self.unit_state()),
+            None => "-".to_owned(),
+        };
+        fields.add("Service", service);
         let status = self.beating().map(Heartbeat::status);
         fields.add(
             "PID",
@@ -151,11 +152,13 @@ impl Daemon {
     }
 
     /// The header of `daemon list`, and the columns that give way on a narrow terminal.
-    pub fn columns() -> (Vec<&'static str>, Vec<usize>) {
+    pub fn columns() -> (Vec<&'static str>, Vec<Flexible>) {
         let header = vec![
             "NAME", "SERVICE", "ACTIVE", "STATE", "PID", "UPTIME", "QUEUE", "RUNNING",
         ];
-        (header, vec![1, 0])
+        let flexible = [(1, 12), (0, 8), (1, 8)];
+        let flexible = flexible.map(|(column, narrowest)| Flexible { column, narrowest });
+        (header, flexible.to_vec())
     }
 
     /// The line of `daemon list`.

@@ -51,20 +51,19 @@ pub fn age(job: &Job, now: SystemTime) -> String {
         .map_or_else(|| "-".to_owned(), quantity::age)
 }
 
-/// Place in the queue, urgency, and the next try of a job that failed for the moment.
+/// Place in the queue and urgency, or the next try of a job that failed for the moment.
 fn waiting(job: &Job, now: SystemTime) -> String {
-    let mut text = job
-        .position
-        .map_or_else(String::new, |position| format!("#{position}"));
+    let next = job
+        .retry_at()
+        .and_then(|time| time.duration_since(now).ok());
+    let mut text = match (next, job.position) {
+        (Some(left), _) => format!("retry in {}", quantity::age(left)),
+        (None, Some(position)) => format!("#{position}"),
+        (None, None) => String::new(),
+    };
     let priority = job.priority();
     if priority != "normal" {
         text.push_str(&format!(" {priority}"));
-    }
-    if let Some(left) = job
-        .retry_at()
-        .and_then(|time| time.duration_since(now).ok())
-    {
-        text.push_str(&format!(" retry in {}", quantity::age(left)));
     }
     text.trim_start().to_owned()
 }
@@ -143,7 +142,7 @@ pub fn block(job: &Job, style: &Style, now: SystemTime) -> String {
     if record.attempts > 1 {
         fields.add("Attempts", record.attempts.to_string());
     }
-    if record.pid != 0 && !job.is_final() {
+    if record.pid != 0 && job.is(JobState::Processing) {
         fields.add("Worker", format!("PID {} on {}", record.pid, record.host));
     }
     fields.add_all("Notes", record.notes.iter().cloned());

@@ -3,8 +3,6 @@ use super::style::{Colour, Style};
 use super::text::{clean, pad, width};
 
 const GAP: &str = "  ";
-/// No column is shortened below this.
-const NARROWEST: usize = 8;
 
 /// One field of a row; its text is clean.
 #[derive(Debug, Clone)]
@@ -27,16 +25,23 @@ impl Cell {
     }
 }
 
-/// Rows under a header. `flexible` columns give way, in this order, when there is no room.
+/// A column that gives way when there is no room, and how narrow it may become.
+#[derive(Debug, Clone, Copy)]
+pub struct Flexible {
+    pub column: usize,
+    pub narrowest: usize,
+}
+
+/// Rows under a header. Flexible columns give way in the order in which they are named.
 #[derive(Debug)]
 pub struct Table {
     header: Vec<&'static str>,
-    flexible: Vec<usize>,
+    flexible: Vec<Flexible>,
     rows: Vec<Vec<Cell>>,
 }
 
 impl Table {
-    pub fn new(header: Vec<&'static str>, flexible: Vec<usize>) -> Self {
+    pub fn new(header: Vec<&'static str>, flexible: Vec<Flexible>) -> Self {
         Self {
             header,
             flexible,
@@ -73,9 +78,9 @@ impl Table {
         };
         let total = widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1);
         let mut excess = total.saturating_sub(columns);
-        for index in &self.flexible {
-            if let Some(widest) = widths.get_mut(*index) {
-                let give = excess.min(widest.saturating_sub(NARROWEST));
+        for flexible in &self.flexible {
+            if let Some(widest) = widths.get_mut(flexible.column) {
+                let give = excess.min(widest.saturating_sub(flexible.narrowest));
                 *widest -= give;
                 excess -= give;
             }
@@ -109,7 +114,13 @@ mod tests {
 
     #[test]
     fn columns_line_up_and_give_way() {
-        let mut table = Table::new(vec!["VM", "STATE", "JOB"], vec![0]);
+        let mut table = Table::new(
+            vec!["VM", "STATE", "JOB"],
+            vec![Flexible {
+                column: 0,
+                narrowest: 8,
+            }],
+        );
         table.add(vec![
             Cell::new("a-very-long-name-of-a-machine"),
             Cell::new("queued"),

@@ -5,11 +5,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::libc::{O_NOCTTY, O_NOFOLLOW, O_NONBLOCK};
+use queue::job::record::MAX_BYTES;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-
-/// The largest record or heartbeat that is read, in bytes.
-pub const MAX_BYTES: u64 = 1024 * 1024;
 
 /// The bytes of a regular file; `None` if there is no such file.
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {

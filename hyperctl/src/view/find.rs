@@ -1,4 +1,5 @@
 //! Finds the jobs that a user means by a VM's name or a job's id.
+use queue::arrival::candidate;
 use queue::job::{JobId, VmName};
 
 use super::{Job, Place, Shelf};
@@ -44,7 +45,14 @@ pub fn search(places: &[Place], asked: &Several) -> Result<Search> {
     let (shelves, notes) = super::read(places.to_vec())?;
     search.notes = notes;
     for vm in &asked.vm {
-        let (found, elsewhere) = by_name(&shelves, vm);
+        let (mut found, elsewhere) = by_name(&shelves, vm);
+        if let Found::Job { place, job } = &mut found
+            && let Some(whole) = place.job(job.id(), false)?
+        {
+            let position = job.position;
+            **job = whole;
+            job.position = position;
+        }
         search.found.push(found);
         search.notes.extend(elsewhere);
     }
@@ -121,18 +129,11 @@ fn by_name(shelves: &[Shelf], vm: &str) -> (Found, Option<String>) {
 
 /// Whether a drop will become a job of this VM, as far as its name tells.
 fn drop_is_of(name: &str, vm: &str) -> bool {
-    const WRAPPERS: [&str; 3] = ["gz", "xz", "zst"];
-    const SOURCES: [&str; 10] = [
-        "vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "qcow2", "json",
-    ];
-    let strip = |text: &str, endings: &[&str]| match text.rsplit_once('.') {
-        Some((stem, ending)) if endings.contains(&ending.to_ascii_lowercase().as_str()) => {
-            stem.to_owned()
-        }
-        _ => text.to_owned(),
+    let stem = match candidate::classify(name) {
+        Some(_) => candidate::stem(name),
+        None => name,
     };
-    let stem = strip(&strip(name, &WRAPPERS), &SOURCES);
-    match (VmName::new(&stem), VmName::new(vm)) {
+    match (VmName::new(stem), VmName::new(vm)) {
         (Ok(stem), Ok(vm)) => stem == vm,
         _ => false,
     }

@@ -38,6 +38,13 @@ impl Job {
         })
     }
 
+    /// Many records are held at once; their logs would be most of it.
+    fn without_log(mut self) -> Self {
+        self.read.known.log = Vec::new();
+        self.read.unknown.remove("log");
+        self
+    }
+
     pub fn record(&self) -> &Record {
         &self.read.known
     }
@@ -130,7 +137,7 @@ impl Cause {
     }
 }
 
-/// All records of one instance, by id, and a line for each file that could not be read.
+/// All records of one instance, by id and without their logs, and a line for each file that could not be read.
 #[derive(Debug, Default)]
 pub struct Jobs {
     pub jobs: Vec<Job>,
@@ -141,7 +148,7 @@ pub struct Jobs {
 pub fn read_all(directories: &Directories, instance: &str) -> Result<Jobs> {
     let records = directories.records();
     let mut read = Jobs::default();
-    for name in super::names(&records)? {
+    for (name, _) in super::entries(&records)? {
         let Some(id) = name
             .strip_suffix(".json")
             .and_then(|stem| stem.parse::<JobId>().ok())
@@ -149,7 +156,7 @@ pub fn read_all(directories: &Directories, instance: &str) -> Result<Jobs> {
             continue;
         };
         match read_one(directories, instance, id) {
-            Ok(job) => read.jobs.extend(job),
+            Ok(job) => read.jobs.extend(job.map(Job::without_log)),
             Err(error) => read.skipped.push(describe(&error)),
         }
     }

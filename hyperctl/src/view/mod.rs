@@ -12,8 +12,10 @@ pub mod systemd;
 use std::path::Path;
 use std::time::SystemTime;
 
+use queue::arrival::candidate;
 use queue::error::{Error, Result};
 use queue::instance::Directories;
+use queue::job::{JobId, JobState};
 
 pub use heartbeat::{Heartbeat, Life};
 pub use job::Job;
@@ -29,17 +31,17 @@ pub struct Place {
 }
 
 impl Place {
-    /// Every record, with the notes of what could not be read.
+    /// Every record without its log, with the notes of what could not be read.
     pub fn jobs(&self) -> Result<job::Jobs> {
         job::read_all(&self.directories, &self.instance)
     }
 
     /// One record, with its queue position only if `numbered`: that takes reading all.
-    pub fn job(&self, id: queue::job::JobId, numbered: bool) -> Result<Option<Job>> {
+    pub fn job(&self, id: JobId, numbered: bool) -> Result<Option<Job>> {
         let mut found = job::read_one(&self.directories, &self.instance, id)?;
         if let Some(job) = found
             .as_mut()
-            .filter(|job| numbered && job.is(queue::job::JobState::Queued))
+            .filter(|job| numbered && job.is(JobState::Queued))
         {
             let all = self.jobs()?.jobs;
             job.position = all
@@ -65,10 +67,17 @@ impl Place {
 
     /// The names of what was dropped and is not claimed yet, sorted.
     pub fn drops(&self) -> Result<Vec<String>> {
-        let mut names = names(&self.directories.queue)?;
-        names.retain(|name| is_drop(name));
-        names.sort();
-        Ok(names)
+        let mut drops = Vec::new();
+        for (name, is_directory) in entries(&self.directories.queue)? {
+            // Without a look inside: a name that says it is an extent belongs to another drop.
+            let is_candidate = candidate::classify(&name).is_some();
+            let is_drop = is_directory || is_candidate && !candidate::is_extent(&name, &[]);
+            if is_drop && !candidate::is_ignored(&name) {
+                drops.push(name);
+            }
+        }
+        drops.sort();
+        Ok(drops)
     }
 }
 
@@ -103,24 +112,22 @@ pub fn read(places: Vec<Place>) -> Result<(Vec<Shelf>, Vec<String>)> {
     Ok((shelves, notes))
 }
 
-/// Names that a converter never looks at are no drops.
-fn is_drop(name: &str) -> bool {
-    const UNFINISHED: [&str; 4] = [".part", ".tmp", ".filepart", ".crdownload"];
-    !name.starts_with('.') && !UNFINISHED.iter().any(|suffix| name.ends_with(suffix))
-}
-
-/// The names in a directory; none if it does not exist.
-fn names(dir: &Path) -> Result<Vec<String>> {
+/// The names in a directory, and whether each is a directory; none if it does not exist.
+fn entries(dir: &Path) -> Result<Vec<(String, bool)>> {
     let fail = |error| Error::io("list", dir, error);
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(fail(error)),
     };
-    let mut names = Vec::new();
+    let mut found = Vec::new();
     for entry in entries {
-        let name = entry.map_err(fail)?.file_name();
-        names.push(name.to_string_lossy().into_owned());
+        let entry = entry.map_err(fail)?;
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        found.push((
+            entry.file_name().to_string_lossy().into_owned(),
+            is_directory,
+        ));
     }
-    Ok(names)
+    Ok(found)
 }

@@ -2,6 +2,7 @@
 use std::path::{Path, PathBuf};
 
 use queue::error::{Error, Result};
+use queue::spool::request::REFUSED_SUFFIX;
 use serde_json::Value;
 
 use super::file;
@@ -10,7 +11,7 @@ use super::job::Cause;
 /// Why the daemon refused the request in the file `request`; `None` if it did not.
 pub fn read(request: &Path) -> Result<Option<Cause>> {
     let mut name = request.as_os_str().to_owned();
-    name.push(".refused");
+    name.push(REFUSED_SUFFIX);
     let path = PathBuf::from(name);
     let bytes = file::read(&path).map_err(|error| Error::io("read refusal", &path, error))?;
     Ok(bytes.map(|bytes| {

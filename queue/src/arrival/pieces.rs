@@ -79,7 +79,13 @@ impl Scope<'_> {
             .and_then(|output| output.directory.clone());
         let place = directory.and_then(|directory| {
             let place = Path::new(&directory).strip_prefix(self.output).ok()?;
-            place.to_str().map(str::to_owned)
+            let hidden = place
+                .iter()
+                .any(|part| part.to_string_lossy().starts_with('.'));
+            let place = place
+                .to_str()
+                .filter(|place| crate::spool::is_plain(place) && !hidden);
+            place.map(str::to_owned)
         });
         Pieces {
             names: names.collect(),

@@ -1,1 +1,7 @@
-fn main() {}
+//! `hyper2kvm`: the converter's program.
+mod daemon;
+mod journal;
+
+fn main() -> std::process::ExitCode {
+    daemon::main()
+}

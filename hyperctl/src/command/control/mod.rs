@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use queue::job::record::DaemonState;
 use queue::job::{JobState, Request};
+use queue::spool::request;
 use serde_json::{Value, json};
 
 use crate::args;
 use crate::outcome::{Exit, Result, Stop};
 use crate::render::daemon::{life_reason, life_word};
 use crate::render::{self, Style, text};
-use crate::request;
 use crate::view::{self, Heartbeat, Life, Place, refusal};
 use crate::watch::{self, Deadline, Every};
 

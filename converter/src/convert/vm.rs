@@ -1,0 +1,167 @@
+//! Converts a whole VM into one directory: every disk, domain.xml, and what metadata.json says.
+//!
+//! All of it or an error; what a failed conversion left in the directory is the caller's to remove.
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use queue::instance::config::Libvirt;
+use queue::job::record::{DiskRecord, timestamp};
+use queue::job::{Machine, VmName};
+
+use super::metadata::{Converter, Disk, Guest, Metadata, Origin};
+use super::{DiskReport, Plan, copy, space_needed_bytes};
+use crate::disk::Observer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::libvirt::{Devices, DomainDisk, DomainSpec, domain_xml};
+use crate::source::{Appliance, SourceDisk};
+
+/// What is to be made of an appliance, and where.
+pub struct Order<'a> {
+    pub name: &'a VmName,
+    /// The first disk's file name; `<vm>.<format>` if it is `None`.
+    pub first_file: Option<&'a str>,
+    pub plan: &'a Plan,
+    pub libvirt: &'a Libvirt,
+    /// An existing, empty directory.
+    pub directory: &'a Path,
+    /// Where that directory will be in the end: what domain.xml speaks of.
+    pub result: &'a Path,
+    pub origin: Origin,
+    pub host: &'a str,
+}
+
+/// A VM that was converted.
+pub struct Converted {
+    /// The first disk's file name.
+    pub file: String,
+    pub metadata: Metadata,
+    pub disks: Vec<DiskRecord>,
+}
+
+/// The source bytes that converting the appliance reads: the total of all `Observer::advance`.
+pub fn work_bytes(appliance: &Appliance) -> u64 {
+    appliance
+        .disks
+        .iter()
+        .fold(0, |sum: u64, disk| sum.saturating_add(disk.allocated_bytes))
+}
+
+/// Fails with `no_space` if the worst case of what will be written does not fit in `directory`.
+pub fn check_space(appliance: &Appliance, plan: &Plan, directory: &Path) -> Result<()> {
+    let mut needed_bytes: u64 = 0;
+    for disk in &appliance.disks {
+        needed_bytes = needed_bytes.saturating_add(space_needed_bytes(disk, plan)?);
+    }
+    let free_bytes = queue::durable::free_bytes(directory)?;
+    if needed_bytes <= free_bytes {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::NoSpace,
+        format!(
+            "{} has {free_bytes} bytes free, and the result may need {needed_bytes}",
+            directory.display()
+        ),
+    )
+    .with_remedy("free space on the output file system, or point output_dir to a larger one"))
+}
+
+/// Converts every disk of `appliance` and writes domain.xml; `on_disk` is told of each disk before
+/// it is begun, by its number from 1 and its source.
+pub fn vm(
+    appliance: &Appliance,
+    order: &Order<'_>,
+    observer: &dyn Observer,
+    on_disk: &mut dyn FnMut(usize, &SourceDisk),
+) -> Result<Converted> {
+    let mut disks = Vec::with_capacity(appliance.disks.len());
+    let mut files = Vec::with_capacity(appliance.disks.len());
+    for (index, disk) in appliance.disks.iter().enumerate() {
+        on_disk(index + 1, disk);
+        let file = file_name(order, index);
+        let report = copy(disk, &order.directory.join(&file), order.plan, observer)?;
+        disks.push(record(disk, &file, &report));
+        files.push(file);
+    }
+    let mut notes = appliance.notes.clone();
+    notes.extend(appliance.machine.notes.iter().cloned());
+    if order.libvirt.emit_domain_xml {
+        notes.extend(write_domain(&appliance.machine, order, &files)?);
+    }
+    let metadata = Metadata {
+        job_id: None,
+        vm_name: order.name.to_string(),
+        source: order.origin.clone(),
+        machine: appliance.machine.clone(),
+        disks: disks.iter().zip(&appliance.disks).map(described).collect(),
+        guest: Guest {
+            repaired: false,
+            reason: Some("this version does not repair guests".to_owned()),
+        },
+        notes,
+        converter: Converter::default(),
+        created_at: timestamp(SystemTime::now()),
+        host: order.host.to_owned(),
+    };
+    let file = files
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::invalid("the VM has no disks"))?;
+    Ok(Converted {
+        file,
+        metadata,
+        disks,
+    })
+}
+
+fn file_name(order: &Order<'_>, index: usize) -> String {
+    let extension = order.plan.format.as_str();
+    match (index, order.first_file) {
+        (0, Some(file)) => file.to_owned(),
+        (0, None) => format!("{}.{extension}", order.name),
+        _ => format!("{}-disk{}.{extension}", order.name, index + 1),
+    }
+}
+
+fn record(disk: &SourceDisk, file: &str, report: &DiskReport) -> DiskRecord {
+    DiskRecord {
+        name: file.to_owned(),
+        source_format: disk.format.clone(),
+        virtual_size_bytes: report.virtual_size_bytes,
+        source_bytes: report.source_bytes,
+        output_bytes: report.output_bytes,
+        digest: Some(report.digest.clone()),
+    }
+}
+
+fn described((record, disk): (&DiskRecord, &SourceDisk)) -> Disk {
+    Disk {
+        name: disk.name.clone(),
+        source_format: record.source_format.clone(),
+        virtual_size_bytes: record.virtual_size_bytes,
+        source_bytes: record.source_bytes,
+        output_bytes: record.output_bytes,
+        digest: record.digest.clone(),
+        file: record.name.clone(),
+    }
+}
+
+fn write_domain(machine: &Machine, order: &Order<'_>, files: &[String]) -> Result<Vec<String>> {
+    let disks: Vec<DomainDisk> = files
+        .iter()
+        .map(|file| DomainDisk {
+            path: order.result.join(file),
+            format: order.plan.format,
+        })
+        .collect();
+    let domain = domain_xml(&DomainSpec {
+        name: order.name,
+        machine,
+        disks: &disks,
+        devices: Devices::Compatible,
+        settings: order.libvirt,
+    })?;
+    let path: PathBuf = order.directory.join("domain.xml");
+    std::fs::write(&path, domain.xml).map_err(|error| Error::io("write", &path, error))?;
+    Ok(domain.notes)
+}

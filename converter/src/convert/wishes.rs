@@ -1,0 +1,196 @@
+//! What a manifest asks for beyond its disks: it overrides the configuration, within its bounds.
+use std::path::Path;
+
+use queue::instance::config::{Compress, Config, OutFormat};
+use queue::job::{Manifest, VmName};
+use queue::spool::is_plain;
+
+use super::Plan;
+use super::metadata::Origin;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How a job is to be done: the configuration, and what its manifest makes of it.
+#[derive(Debug)]
+pub struct Wishes {
+    pub plan: Plan,
+    /// The first disk's file name, if the manifest chooses one.
+    pub first_file: Option<String>,
+    pub origin: Origin,
+    /// What was read over, for the record.
+    pub notes: Vec<String>,
+}
+
+impl Wishes {
+    /// What the configuration alone says.
+    pub fn of_config(config: &Config) -> Self {
+        Self {
+            plan: Plan {
+                format: config.out_format,
+                compress: config.compress,
+                compress_level: config.compress_level,
+                threads: 0,
+            },
+            first_file: None,
+            origin: Origin::default(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Adds what the manifest asks for; `output` is the directory of the instance's results.
+    pub fn heed(mut self, manifest: &Manifest, output: &Path) -> Result<Self> {
+        if let Some(source) = &manifest.source {
+            self.origin = Origin::from(source);
+        }
+        let unknown = manifest.unknown_fields();
+        if !unknown.is_empty() {
+            self.notes.push(format!(
+                "unknown fields of the manifest: {}",
+                unknown.join(", ")
+            ));
+        }
+        if manifest
+            .options
+            .as_ref()
+            .and_then(|options| options.dry_run)
+            == Some(true)
+        {
+            return Err(
+                Error::new(ErrorKind::Unsupported, "the manifest asks for a dry run").with_remedy(
+                    "`hyper2kvm inspect` tells what a source is without converting it",
+                ),
+            );
+        }
+        self.heed_convert(manifest)?;
+        self.heed_output(manifest, output)?;
+        Ok(self)
+    }
+
+    fn heed_convert(&mut self, manifest: &Manifest) -> Result<()> {
+        let stage = manifest
+            .pipeline
+            .as_ref()
+            .and_then(|pipeline| pipeline.convert.as_ref());
+        let Some(stage) = stage else { return Ok(()) };
+        if stage.enabled == Some(false) {
+            return Err(Error::invalid("the manifest asks for no conversion")
+                .with_remedy("set pipeline.convert.enabled, or keep it out of the queue"));
+        }
+        match stage.compress {
+            Some(true) if self.plan.compress == Compress::None => {
+                self.plan.compress = Compress::Zlib;
+            }
+            Some(false) => self.plan.compress = Compress::None,
+            _ => {}
+        }
+        let highest = if self.plan.compress == Compress::Zstd {
+            19
+        } else {
+            12
+        };
+        if let Some(level) = stage.compress_level {
+            if level > highest {
+                return Err(Error::invalid(format!(
+                    "pipeline.convert.compress_level {level} is more than {highest}"
+                )));
+            }
+            self.plan.compress_level = Some(level);
+        }
+        Ok(())
+    }
+
+    fn heed_output(&mut self, manifest: &Manifest, output: &Path) -> Result<()> {
+        let Some(wanted) = &manifest.output else {
+            return Ok(());
+        };
+        match wanted.format.as_deref() {
+            None => {}
+            Some("qcow2") => self.plan.format = OutFormat::Qcow2,
+            Some("raw") => self.plan.format = OutFormat::Raw,
+            Some(other) => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("the manifest asks for the format {other:?}"),
+                )
+                .with_remedy("output.format is qcow2 or raw"));
+            }
+        }
+        if let Some(directory) = &wanted.directory {
+            let place = Path::new(directory)
+                .strip_prefix(output)
+                .ok()
+                .and_then(Path::to_str);
+            if !place.is_some_and(|place| place.is_empty() || is_place(place)) {
+                return Err(Error::invalid(format!(
+                    "output.directory {directory:?} lies outside {}",
+                    output.display()
+                ))
+                .with_remedy("leave it out, or name a directory beneath the output directory"));
+            }
+        }
+        if let Some(file) = wanted.filename.as_deref().filter(|file| !file.is_empty()) {
+            let plain = VmName::new(file).is_ok_and(|name| name.as_str() == file);
+            if !plain {
+                return Err(
+                    Error::invalid(format!("output.filename {file:?} is no file name"))
+                        .with_remedy("use letters, digits, dots, _, - and spaces"),
+                );
+            }
+            let extension = format!(".{}", self.plan.format.as_str());
+            let missing = if file.ends_with(&extension) {
+                ""
+            } else {
+                extension.as_str()
+            };
+            self.first_file = Some(format!("{file}{missing}"));
+        }
+        Ok(())
+    }
+}
+
+/// A plain path of which no part is hidden: those are the daemon's own.
+fn is_place(place: &str) -> bool {
+    is_plain(place) && !place.split('/').any(|part| part.starts_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn heed(extra: Value) -> Result<Wishes> {
+        let mut value = json!({"manifest_version": "1.0", "disks": [
+            {"id": "a", "source_format": "vmdk", "bytes": 0, "local_path": "a.vmdk"}]});
+        let object = value.as_object_mut().unwrap();
+        object.extend(extra.as_object().unwrap().clone());
+        let manifest = Manifest::parse(value.to_string().as_bytes()).unwrap();
+        Wishes::of_config(&Config::default()).heed(&manifest, Path::new("/out"))
+    }
+
+    #[test]
+    fn overrides_within_bounds() {
+        let wishes = heed(json!({
+            "pipeline": {"convert": {"compress": true, "compress_level": 6}},
+            "output": {"directory": "/out/site", "format": "raw", "filename": "boot"}, "x": 1}))
+        .unwrap();
+        assert_eq!(wishes.plan.compress, Compress::Zlib);
+        assert_eq!(wishes.plan.compress_level, Some(6));
+        assert_eq!(wishes.first_file.as_deref(), Some("boot.raw"));
+        assert_eq!(wishes.notes, ["unknown fields of the manifest: x"]);
+    }
+
+    #[test]
+    fn refuses_what_leaves_them() {
+        for extra in [
+            json!({"output": {"directory": "/etc"}}),
+            json!({"output": {"directory": "/out/../etc"}}),
+            json!({"output": {"directory": "/out/.daemon"}}),
+            json!({"output": {"filename": "../x"}}),
+            json!({"output": {"format": "vdi"}}),
+            json!({"options": {"dry_run": true}}),
+            json!({"pipeline": {"convert": {"enabled": false}}}),
+            json!({"pipeline": {"convert": {"compress_level": 99}}}),
+        ] {
+            assert!(heed(extra.clone()).is_err(), "{extra}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Requests: what `hyperctl` asked for, carried out or refused with the reason.
+use queue::job::record::DaemonState;
+use queue::job::{Failure, JobId, Priority, Request};
+use queue::recover::Waiting;
+use queue::spool::Hold;
+
+use super::activity::Command;
+use super::dispatch::Dispatcher;
+use crate::error::{Error, Result};
+
+/// What became of a request.
+enum Answer {
+    Done,
+    /// Another converter of this queue works on that job: the request is its to consume.
+    NotMine,
+}
+
+impl Dispatcher {
+    /// Carries out all requests that wait.
+    pub(super) fn obey(&mut self) {
+        let requests = match self.spool.requests() {
+            Ok(requests) => requests,
+            Err(error) => return tracing::error!("requests cannot be read: {error}"),
+        };
+        for (path, request) in requests {
+            let answer = match &request {
+                Ok(request) => self.carry_out(request),
+                Err(error) => Err(Error::invalid(error.to_string())),
+            };
+            let consumed = match answer {
+                Ok(Answer::Done) => self.spool.answer(&path),
+                Ok(Answer::NotMine) => Ok(()),
+                Err(error) => {
+                    tracing::warn!("request refused: {error}");
+                    self.spool
+                        .refuse(&path, request.as_ref().ok(), &Failure::from(&error))
+                }
+            };
+            if let Err(error) = consumed {
+                tracing::error!("a request cannot be consumed: {error}");
+            }
+        }
+        self.show();
+    }
+
+    fn carry_out(&mut self, request: &Request) -> Result<Answer> {
+        tracing::info!("request: {request:?}");
+        match request {
+            Request::Pause => self.state = DaemonState::Paused,
+            Request::Resume => self.state = DaemonState::Running,
+            Request::Drain => self.state = DaemonState::Draining,
+            Request::Cancel { job_id } => return self.cancel(*job_id),
+            Request::Retry { job_id } => self.retry(*job_id)?,
+            Request::RetryAllFailed => self.retry_all()?,
+            Request::SetPriority { job_id, priority } => {
+                return self.set_priority(*job_id, *priority);
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    fn cancel(&mut self, id: JobId) -> Result<Answer> {
+        if let Some(activity) = self.active.get(&id) {
+            activity.tell(Command::Cancel);
+            return Ok(Answer::Done);
+        }
+        match self.spool.hold(id)? {
+            Hold::Job(job) => {
+                self.backlog.remove(id);
+                let fate = job.cancel()?;
+                self.count(&fate);
+                Ok(Answer::Done)
+            }
+            Hold::Busy => Ok(Answer::NotMine),
+            Hold::Over => Err(over(id)),
+        }
+    }
+
+    fn set_priority(&mut self, id: JobId, priority: Priority) -> Result<Answer> {
+        if self.active.contains_key(&id) {
+            return Err(Error::invalid(format!("{id} is running already")));
+        }
+        match self.spool.hold(id)? {
+            Hold::Job(mut job) => {
+                job.set_priority(priority)?;
+                self.backlog.add(Waiting::from(&*job));
+                Ok(Answer::Done)
+            }
+            Hold::Busy => Ok(Answer::NotMine),
+            Hold::Over => Err(over(id)),
+        }
+    }
+
+    fn retry(&mut self, id: JobId) -> Result<()> {
+        self.spool.retry(id)?;
+        if let Hold::Job(job) = self.spool.hold(id)? {
+            self.backlog.add(Waiting::from(&*job));
+        }
+        Ok(())
+    }
+
+    /// One that cannot be retried does not keep the others from it.
+    fn retry_all(&mut self) -> Result<()> {
+        let mut refused = None;
+        for id in self.spool.failed()? {
+            if let Err(error) = self.retry(id) {
+                tracing::warn!(job_id = %id, "cannot be retried: {error}");
+                refused = Some(error);
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+}
+
+fn over(id: JobId) -> Error {
+    Error::invalid(format!("{id} neither waits nor runs"))
+        .with_remedy("`hyperctl list` shows what became of it")
+}

@@ -1,0 +1,353 @@
+//! The dispatcher: one thread that claims what arrives, starts turns, and obeys requests.
+//!
+//! It alone decides; the watcher, the workers and the signals only send it messages.
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant, SystemTime};
+
+use queue::arrival::watch::Hint;
+use queue::arrival::{Arrival, Arrivals};
+use queue::instance::Instance;
+use queue::job::JobId;
+use queue::job::record::DaemonState;
+use queue::recover::{self, Waiting};
+use queue::spool::{Drop, Fate, Hold, Policy, Spool};
+
+use super::activity::{Activity, Command, lock};
+use super::backlog::Backlog;
+use super::board::Board;
+use super::turn::{self, Outcome, Settings};
+use crate::error::{Error, Result};
+
+/// What the dispatcher is told.
+pub enum Message {
+    Hint(Hint),
+    Done(JobId, Outcome),
+    /// New configuration for the jobs to come.
+    Reload(Box<Instance>),
+    Stop,
+}
+
+/// Claims between two looks at the messages.
+const CLAIMS_AT_ONCE: usize = 16;
+/// How soon drops are looked at again while something moves, and while nothing does.
+const SETTLE_TICK: Duration = Duration::from_millis(100);
+const QUIET_TICK: Duration = Duration::from_secs(1);
+/// After the last hint, drops are expected to become whole within the settle time and this.
+const SETTLE_MARGIN: Duration = Duration::from_secs(3);
+/// How soon a job is tried again whose name is taken or whose disks are missing.
+const POSTPONE: Duration = Duration::from_secs(1);
+/// The longest silence of a healthy dispatcher.
+const PATIENCE: Duration = Duration::from_secs(120);
+const POLL_NETWORK: Duration = Duration::from_secs(2);
+/// How long a bare disk that was converted may turn out to belong to an owner that came later.
+pub(super) const ADOPTION_WINDOW: Duration = Duration::from_secs(3600);
+pub(super) const ADOPTION_ENTRIES: usize = 4096;
+
+pub struct Dispatcher {
+    pub(super) spool: Spool,
+    pub(super) arrivals: Arrivals,
+    pub(super) backlog: Backlog,
+    pub(super) board: Arc<Board>,
+    pub(super) active: HashMap<JobId, Arc<Activity>>,
+    pub(super) state: DaemonState,
+    /// Bare disks that were converted lately: when, under which name, by which job.
+    pub(super) bare_disks: VecDeque<(Instant, String, JobId)>,
+    pub(super) instance: Instance,
+    pub(super) settings: Arc<Settings>,
+    claimable: VecDeque<Arrival>,
+    /// What was already said about drops that cannot be claimed.
+    complaints: HashMap<String, String>,
+    pub(super) sender: Sender<Message>,
+    receiver: Receiver<Message>,
+    network: bool,
+    last_scan: Instant,
+    last_hint: Instant,
+    requests_due: bool,
+}
+
+impl Dispatcher {
+    pub fn new(
+        instance: Instance,
+        spool: Spool,
+        board: Arc<Board>,
+        host: &str,
+        channel: (Sender<Message>, Receiver<Message>),
+    ) -> Result<Self> {
+        let network = queue::durable::is_network(&instance.directories.queue)?;
+        let settle = instance
+            .config
+            .settle_seconds
+            .unwrap_or(if network { 10 } else { 2 });
+        let arrivals = Arrivals::new(
+            spool.directories.clone(),
+            Duration::from_secs(settle),
+            Duration::from_secs(instance.config.incomplete_timeout),
+            network,
+        );
+        let settings = Arc::new(settings(&instance, host));
+        let now = Instant::now();
+        Ok(Self {
+            spool,
+            arrivals,
+            backlog: Backlog::default(),
+            board,
+            active: HashMap::new(),
+            state: DaemonState::Running,
+            bare_disks: VecDeque::new(),
+            instance,
+            settings,
+            claimable: VecDeque::new(),
+            complaints: HashMap::new(),
+            sender: channel.0,
+            receiver: channel.1,
+            network,
+            last_scan: now,
+            last_hint: now,
+            requests_due: true,
+        })
+    }
+
+    /// Recovers, then looks at everything that is there.
+    pub fn look(&mut self) -> Result<()> {
+        self.last_scan = Instant::now();
+        let (backlog, active) = (&self.backlog, &self.active);
+        let known = |id| backlog.contains(id) || active.contains_key(&id);
+        let swept = recover::sweep(&self.spool, &known)?;
+        for (job, error) in swept.errors {
+            let job_id = job.map(|id| id.to_string()).unwrap_or_default();
+            let cause = error.chain().join(": ");
+            tracing::warn!(job_id, "recovery: {error}: {cause}; it is tried again");
+        }
+        for id in swept.finished {
+            tracing::info!(job_id = %id, "recovery: finished what an earlier process began");
+        }
+        for waiting in swept.waiting {
+            self.backlog.add(waiting);
+        }
+        for path in self.arrivals.scan()? {
+            let name = path.to_string_lossy().into_owned();
+            self.complain(&name, "the file name is not UTF-8; rename the file");
+        }
+        self.requests_due = true;
+        self.show();
+        Ok(())
+    }
+
+    /// Works until told to stop, and until the last turn has ended.
+    pub fn run(mut self) {
+        while self.state != DaemonState::Stopping || !self.active.is_empty() {
+            self.board.pulse.beat(PATIENCE);
+            self.listen();
+            if self.state == DaemonState::Stopping {
+                continue;
+            }
+            if self.last_scan.elapsed() >= self.scan_interval()
+                && let Err(error) = self.look()
+            {
+                let cause = error.chain().join(": ");
+                tracing::error!("the queue cannot be read: {error}: {cause}");
+            }
+            if self.requests_due {
+                self.requests_due = false;
+                self.obey();
+            }
+            self.claim_some();
+            self.start_some();
+        }
+        self.show();
+    }
+
+    fn scan_interval(&self) -> Duration {
+        let rescan = Duration::from_secs(self.instance.config.rescan_seconds);
+        if self.network {
+            rescan.min(POLL_NETWORK)
+        } else {
+            rescan
+        }
+    }
+
+    /// Waits for messages as long as there is nothing to do, then takes all there are.
+    fn listen(&mut self) {
+        let mut wait = self.patience();
+        loop {
+            match self.receiver.recv_timeout(wait) {
+                Ok(message) => self.heed(message),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
+            }
+            wait = Duration::ZERO;
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        if self.state == DaemonState::Stopping {
+            return QUIET_TICK;
+        }
+        if !self.claimable.is_empty() || self.requests_due {
+            return Duration::ZERO;
+        }
+        let mut wait = self
+            .scan_interval()
+            .saturating_sub(self.last_scan.elapsed());
+        if self.arrivals.waiting() > 0 {
+            let settle = Duration::from_secs(self.instance.config.settle_seconds.unwrap_or(2));
+            let moving = self.last_hint.elapsed() < settle + SETTLE_MARGIN;
+            wait = wait.min(if moving { SETTLE_TICK } else { QUIET_TICK });
+        }
+        if let Some(due) = self.backlog.next_due()
+            && self.has_slot()
+        {
+            let now = SystemTime::now();
+            wait = wait.min(due.duration_since(now).unwrap_or_default());
+        }
+        wait.min(PATIENCE / 4)
+    }
+
+    fn heed(&mut self, message: Message) {
+        match message {
+            Message::Hint(hint) => {
+                self.last_hint = Instant::now();
+                match hint {
+                    Hint::Moved(name) => self.arrivals.moved_in(&name),
+                    Hint::Touched(name) => self.arrivals.touched(&name),
+                    Hint::Control => self.requests_due = true,
+                    Hint::Rescan => {
+                        let long_ago = Instant::now().checked_sub(self.scan_interval());
+                        self.last_scan = long_ago.unwrap_or(self.last_scan);
+                    }
+                }
+            }
+            Message::Done(id, outcome) => self.finish(id, outcome),
+            Message::Reload(instance) => self.reload(*instance),
+            Message::Stop => {
+                self.state = DaemonState::Stopping;
+                for activity in self.active.values() {
+                    activity.tell(Command::Stop);
+                }
+                self.show();
+            }
+        }
+    }
+
+    fn reload(&mut self, mut instance: Instance) {
+        if instance.directories != self.instance.directories {
+            tracing::warn!("directories change only with a restart; the rest is reloaded");
+            instance.directories = self.instance.directories.clone();
+        }
+        self.spool.policy = Arc::new(Policy::of(&instance));
+        self.settings = Arc::new(settings(&instance, &self.settings.host));
+        self.instance = instance;
+        tracing::info!("configuration reloaded; running jobs go on with the earlier one");
+    }
+
+    fn claim_some(&mut self) {
+        if self.claimable.is_empty() {
+            self.claimable.extend(self.arrivals.ready());
+        }
+        for _ in 0..CLAIMS_AT_ONCE {
+            let Some(arrival) = self.claimable.pop_front() else {
+                break;
+            };
+            let (drop, refusal) = match arrival {
+                Arrival::Whole(drop) => (drop, None),
+                Arrival::Refused(drop, error) => (drop, Some(error)),
+            };
+            // Draining claims nothing more, except what the next of its name would overwrite.
+            if self.state == DaemonState::Draining && !is_fixed_name(&drop) {
+                continue;
+            }
+            if let Err(error) = self.claim(&drop, refusal) {
+                let cause = error.chain().join(": ");
+                self.complain(&drop.name, &format!("cannot be claimed: {error}: {cause}"));
+                if let Err(error) = self.spool.complain(&drop, &error) {
+                    tracing::error!("{}: {error}", drop.name);
+                }
+            }
+        }
+        self.show();
+    }
+
+    fn claim(&mut self, drop: &Drop, refusal: Option<Error>) -> Result<()> {
+        let Some(id) = self.spool.claim(drop)? else {
+            return Ok(());
+        };
+        self.arrivals.forget(drop);
+        self.complaints.remove(&drop.name);
+        let vm_name = drop.vm_name.as_str();
+        tracing::info!(job_id = %id, vm_name, phase = "settle", "{vm_name}: claimed {}", drop.name);
+        let Hold::Job(mut job) = self.spool.hold(id)? else {
+            return Ok(());
+        };
+        let Some(error) = refusal else {
+            self.backlog.add(Waiting::from(&*job));
+            return Ok(());
+        };
+        turn::log_failure(&mut job, &error);
+        let fate = job.fail(&error)?;
+        self.count(&fate);
+        Ok(())
+    }
+
+    /// Says something about a drop once, not at every scan.
+    fn complain(&mut self, name: &str, text: &str) {
+        if self.complaints.get(name).map(String::as_str) != Some(text) {
+            tracing::error!("{name}: {text}");
+            self.complaints.insert(name.to_owned(), text.to_owned());
+        }
+    }
+
+    pub(super) fn count(&self, fate: &Fate) {
+        use queue::job::JobState;
+        self.board.update(|shown| match fate {
+            Fate::Retried { .. } => shown.totals.retried += 1,
+            Fate::Ended(JobState::Cancelled) => shown.totals.cancelled += 1,
+            Fate::Ended(_) => shown.totals.failed += 1,
+            Fate::Publishing => {}
+        });
+    }
+
+    pub(super) fn postpone(&mut self, waiting: Waiting) {
+        self.backlog.postpone(waiting, SystemTime::now() + POSTPONE);
+    }
+
+    /// Puts the dispatcher's view on the board.
+    pub(super) fn show(&self) {
+        let unclaimed = match self.state {
+            // Those are nobody's to finish now.
+            DaemonState::Draining => 0,
+            _ => self.claimable.len(),
+        };
+        let depth = (self.backlog.len() + unclaimed) as u64;
+        let mut shown = lock(&self.board.shown);
+        let changed = shown.state != self.state || shown.active.len() != self.active.len();
+        shown.state = self.state;
+        shown.queue_depth = depth;
+        if changed
+            || shown
+                .active
+                .iter()
+                .any(|job| !self.active.contains_key(&job.job_id))
+        {
+            shown.active = self.active.values().cloned().collect();
+            shown.active.sort_by_key(|activity| activity.job_id);
+            drop(shown);
+            self.board.changed.notify_one();
+        }
+    }
+}
+
+fn is_fixed_name(drop: &Drop) -> bool {
+    queue::job::manifest::FIXED_NAMES.contains(&drop.name.as_str())
+}
+
+fn settings(instance: &Instance, host: &str) -> Settings {
+    let mut source_roots = vec![instance.directories.queue.clone()];
+    source_roots.extend(instance.config.source_roots.iter().cloned());
+    Settings {
+        config: instance.config.clone(),
+        source_roots,
+        output: instance.directories.output.clone(),
+        host: host.to_owned(),
+    }
+}

@@ -1,0 +1,201 @@
+//! The daemon: watches one instance's queue and converts what arrives. Only this room knows the queue.
+//!
+//! One dispatcher thread decides, one thread per running job works, and this file's loop beats the
+//! heart, answers signals and feeds systemd's watchdog — only while all of them move.
+mod activity;
+mod adopt;
+mod backlog;
+mod board;
+mod control;
+mod dispatch;
+mod launch;
+mod turn;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use queue::arrival::watch;
+use queue::durable::HostVolume;
+use queue::instance::Instance;
+use queue::job::record::DaemonState;
+use queue::spool::{Policy, Spool};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::activity::lock;
+use self::board::Board;
+use self::dispatch::{Dispatcher, Message};
+use crate::error::{Error, ErrorKind, Result};
+
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Changes are shown at once, but not more often than this.
+const HEARTBEAT_FASTEST: Duration = Duration::from_millis(250);
+
+/// Runs the instance's daemon until SIGTERM or SIGINT; `reload` reads its configuration again.
+pub fn run(instance: Instance, reload: &dyn Fn() -> Result<Instance>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed("start the runtime", error))?;
+    runtime.block_on(serve(instance, reload))
+}
+
+fn failed(doing: &str, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Internal, doing).with_source(error)
+}
+
+async fn serve(mut instance: Instance, reload: &dyn Fn() -> Result<Instance>) -> Result<()> {
+    // Before anything else, so that no signal finds its default handler.
+    let listen = |kind| signal(kind).map_err(|error| failed("listen to signals", error));
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+
+    let host = host_name();
+    let directories = instance.directories.clone();
+    let spool = Spool::open(
+        Arc::new(HostVolume),
+        directories.clone(),
+        Policy::of(&instance),
+        &host,
+    )?;
+    let board = Arc::new(Board::new());
+    let (sender, receiver) = channel();
+    let hints = sender.clone();
+    // Armed before the first scan: what comes between is seen twice, not never.
+    let _watch = watch::arm(&directories, move |hint| {
+        // The receiver goes when the daemon ends; hints are of no use then.
+        let _ = hints.send(Message::Hint(hint));
+    })?;
+    let mut dispatcher = Dispatcher::new(
+        instance.clone(),
+        spool.clone(),
+        board.clone(),
+        &host,
+        (sender.clone(), receiver),
+    )?;
+    dispatcher.look()?;
+    let (ended, mut end) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("dispatcher".to_owned())
+        .spawn(move || {
+            dispatcher.run();
+            // Nobody waits any more if the heart has stopped.
+            let _ = ended.send(());
+        });
+    let thread = thread.map_err(|error| failed("start the dispatcher", error))?;
+
+    let mut heart = Heart::new(spool, board.clone(), host);
+    heart.beat(&instance);
+    tell(&[NotifyState::Ready]);
+    tracing::info!(
+        "ready: watching {}, results in {}",
+        directories.queue.display(),
+        directories.output.display()
+    );
+    loop {
+        tokio::select! {
+            _ = &mut end => break,
+            _ = terminate.recv() => stop(&sender),
+            _ = interrupt.recv() => stop(&sender),
+            _ = hangup.recv() => match reload() {
+                Ok(fresh) => {
+                    let kept = instance.directories.clone();
+                    instance = Instance { directories: kept, ..fresh.clone() };
+                    let _ = sender.send(Message::Reload(Box::new(fresh)));
+                }
+                Err(error) => tracing::error!("the earlier configuration stays: {error}"),
+            },
+            () = board.changed.notified() => heart.calm().await,
+            () = tokio::time::sleep(HEARTBEAT) => {}
+        }
+        heart.beat(&instance);
+    }
+    let joined = thread.join();
+    lock(&board.shown).state = DaemonState::Stopping;
+    heart.beat(&instance);
+    tracing::info!("stopped");
+    joined.map_err(|_| {
+        Error::new(ErrorKind::Internal, "the dispatcher panicked")
+            .with_remedy("this is a defect: report it with the journal's last lines")
+    })
+}
+
+fn stop(sender: &Sender<Message>) {
+    tell(&[NotifyState::Stopping]);
+    tracing::info!("stopping: running jobs go back to the queue at their next safe point");
+    // A dispatcher that is gone has stopped already.
+    let _ = sender.send(Message::Stop);
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(states);
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "localhost".to_owned())
+}
+
+/// Writes the heartbeat and the metrics, and feeds the watchdog.
+struct Heart {
+    spool: Spool,
+    board: Arc<Board>,
+    host: String,
+    watchdog: Option<Duration>,
+    last: Instant,
+    summary: String,
+    trouble: bool,
+}
+
+impl Heart {
+    fn new(spool: Spool, board: Arc<Board>, host: String) -> Self {
+        Self {
+            spool,
+            board,
+            host,
+            watchdog: sd_notify::watchdog_enabled(),
+            last: Instant::now(),
+            summary: String::new(),
+            trouble: false,
+        }
+    }
+
+    /// Keeps quick changes from making the heart race.
+    async fn calm(&self) {
+        tokio::time::sleep(HEARTBEAT_FASTEST.saturating_sub(self.last.elapsed())).await;
+    }
+
+    fn beat(&mut self, instance: &Instance) {
+        self.last = Instant::now();
+        let status = self.board.status(instance, &self.host);
+        let saved = self
+            .spool
+            .save_status(&status)
+            .and_then(|()| self.spool.save_metrics(&board::metrics(&status)));
+        match saved {
+            Ok(()) => self.trouble = false,
+            Err(error) if !self.trouble => {
+                self.trouble = true;
+                let cause = error.chain().join(": ");
+                tracing::error!("the heartbeat cannot be written: {error}: {cause}");
+            }
+            Err(_) => {}
+        }
+        let summary = board::summary(&status);
+        if summary != self.summary {
+            tell(&[NotifyState::Status(&summary)]);
+            self.summary = summary;
+        }
+        // Beaten every two seconds, so half a watchdog period of extra patience is always met.
+        if let Some(period) = self.watchdog
+            && self.board.is_moving(period / 2)
+        {
+            tell(&[NotifyState::Watchdog]);
+        }
+    }
+}

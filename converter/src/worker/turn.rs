@@ -1,0 +1,268 @@
+//! One job's turn: from the held job to its published result, or to its failure.
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use queue::instance::Config;
+use queue::job::{Manifest, Phase, VmName, manifest, record};
+use queue::recover::Waiting;
+use queue::roots::Roots;
+use queue::spool::{Fate, Job, Product};
+
+use super::activity::{Activity, Command, Reporter};
+use crate::convert::vm::{self, Converted, Order};
+use crate::convert::wishes::Wishes;
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::{self, Appliance};
+
+/// Lines of its log that a record keeps.
+const LOG_LINES: usize = 50;
+/// Opening and measuring a source, however slow the file system.
+const VERIFY_PATIENCE: Duration = Duration::from_secs(600);
+/// One batch of a conversion.
+const CONVERT_PATIENCE: Duration = Duration::from_secs(120);
+/// Making a large result durable on a slow disk is one system call.
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// What a job is worked with: fixed when its turn begins.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub config: Config,
+    /// Where dropped files may still lie, and the configured source roots.
+    pub source_roots: Vec<PathBuf>,
+    pub output: PathBuf,
+    pub host: String,
+}
+
+/// How a turn ended.
+pub enum Outcome {
+    Published {
+        bytes_in: u64,
+        bytes_out: u64,
+    },
+    Failed(Fate),
+    /// The job went back unharmed, because the daemon stops.
+    Stopped,
+    /// Another running job has its VM's name: try again soon.
+    NameTaken(Waiting),
+    /// The queue itself could not be written: recovery takes the job up.
+    Trouble(Error),
+}
+
+/// Works on a held job until it is published, failed or put back.
+pub fn turn(mut job: Box<Job>, settings: &Settings, activity: &Activity) -> Outcome {
+    activity.enter(job.memory.vm_name.as_str(), Phase::Verify, VERIFY_PATIENCE);
+    match job.begin() {
+        Ok(true) => {}
+        Ok(false) => return NameTaken(Waiting::from(&*job)),
+        Err(error) => return end_badly(job, error, activity),
+    }
+    use Outcome::NameTaken;
+    let begun = Instant::now();
+    let converted = match convert(&mut job, settings, activity) {
+        Ok(Some(converted)) => converted,
+        Ok(None) => {
+            let waiting = Waiting::from(&*job);
+            return match job.release() {
+                Ok(()) => NameTaken(waiting),
+                Err(error) => Outcome::Trouble(error),
+            };
+        }
+        Err(error) => return end_badly(job, error, activity),
+    };
+    let bytes_in = converted.disks.iter().map(|disk| disk.source_bytes).sum();
+    let bytes_out = converted.disks.iter().map(|disk| disk.output_bytes).sum();
+    activity.enter(
+        job.memory.vm_name.as_str(),
+        Phase::Publish,
+        PUBLISH_PATIENCE,
+    );
+    job.record.disks = converted.disks;
+    let product = match serde_json::to_value(&converted.metadata) {
+        Ok(metadata) => Product {
+            format: extension(&converted.file),
+            file: converted.file,
+            metadata,
+        },
+        Err(error) => {
+            let error = Error::new(ErrorKind::Internal, "write metadata.json").with_source(error);
+            return end_badly(job, error, activity);
+        }
+    };
+    say(
+        &mut job,
+        &format!(
+            "converted in {:.1} s; publishing",
+            begun.elapsed().as_secs_f64()
+        ),
+    );
+    let (job_id, vm_name) = (job.id(), job.memory.vm_name.to_string());
+    match job.publish(product) {
+        Ok(()) => {
+            tracing::info!(%job_id, vm_name, phase = "publish", "{vm_name}: published");
+            Outcome::Published {
+                bytes_in,
+                bytes_out,
+            }
+        }
+        Err((job, error)) => end_badly(job, error, activity),
+    }
+}
+
+fn extension(file: &str) -> String {
+    file.rsplit_once('.')
+        .map_or("qcow2", |(_, extension)| extension)
+        .to_owned()
+}
+
+/// `None`: the VM's real name is taken by another running job.
+fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Option<Converted>> {
+    let started = Instant::now();
+    job.record.phase = Phase::Verify;
+    job.record.log.clear();
+    job.save_record(false)?;
+    let owner = job.owner_path();
+    let roots = Roots::open(&job.source_dir(), &settings.source_roots)?;
+    let mut wishes = Wishes::of_config(&settings.config);
+    if let Some(manifest) = read_manifest(&roots, &owner)? {
+        wishes = wishes.heed(&manifest, &settings.output)?;
+    }
+    wishes.origin.drop.clone_from(&job.memory.drop);
+    let appliance = source::open(&roots, &owner, settings.config.checksum)?;
+    if !take_name(job, &appliance)? {
+        return Ok(None);
+    }
+    job.check_conflict(wishes.plan.format.as_str())?;
+    vm::check_space(&appliance, &wishes.plan, &job.staging_dir())?;
+    job.record.notes.clone_from(&wishes.notes);
+    job.record.notes.extend(appliance.notes.iter().cloned());
+    note_time(job, Phase::Verify, started);
+
+    let started = Instant::now();
+    job.record.phase = Phase::Convert;
+    activity.enter(
+        job.memory.vm_name.as_str(),
+        Phase::Convert,
+        CONVERT_PATIENCE,
+    );
+    let name = job.memory.vm_name.clone();
+    let (staging, result) = (job.staging_dir(), job.result_dir());
+    let order = Order {
+        name: &name,
+        first_file: wishes.first_file.as_deref(),
+        plan: &wishes.plan,
+        libvirt: &settings.config.libvirt,
+        directory: &staging,
+        result: &result,
+        origin: wishes.origin.clone(),
+        host: &settings.host,
+    };
+    let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance));
+    let count = appliance.disks.len();
+    let mut converted = vm::vm(&appliance, &order, &reporter, &mut |number, disk| {
+        reporter.say(&format!(
+            "converting disk {number} of {count}: {} ({})",
+            disk.name, disk.format
+        ));
+    })?;
+    drop(reporter);
+    converted.metadata.notes.extend(wishes.notes);
+    note_time(job, Phase::Convert, started);
+    Ok(Some(converted))
+}
+
+fn read_manifest(roots: &Roots, owner: &std::path::Path) -> Result<Option<Manifest>> {
+    if owner
+        .extension()
+        .is_none_or(|extension| !extension.eq_ignore_ascii_case("json"))
+    {
+        return Ok(None);
+    }
+    let (file, path) = roots.open_path(owner)?;
+    let mut bytes = Vec::new();
+    let limit_bytes = manifest::MAX_BYTES;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, limit_bytes + 1), &mut bytes)
+        .map_err(|error| Error::io("read", &path, error))?;
+    if bytes.len() as u64 > limit_bytes {
+        return Err(
+            Error::invalid(format!("{} is larger than 1 MiB", path.display()))
+                .with_remedy("a manifest describes disks; it does not contain them"),
+        );
+    }
+    Manifest::parse(&bytes).map(Some)
+}
+
+/// Gives the job the name its source bears, if that differs from what the claim made of it.
+fn take_name(job: &mut Job, appliance: &Appliance) -> Result<bool> {
+    let Some(name) = appliance.machine.name.as_deref() else {
+        return Ok(true);
+    };
+    let Ok(name) = VmName::new(name) else {
+        return Ok(true);
+    };
+    if name == job.memory.vm_name {
+        return Ok(true);
+    }
+    job.rename_vm(name)
+}
+
+fn note_time(job: &mut Job, phase: Phase, started: Instant) {
+    let seconds = (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+    job.record
+        .timings
+        .insert(phase.as_str().to_owned(), seconds);
+}
+
+/// An attempt ended with an error: stopped, cancelled, failed, or failed to fail.
+fn end_badly(mut job: Box<Job>, error: Error, activity: &Activity) -> Outcome {
+    let error = match activity.command() {
+        Command::Stop if error.kind == ErrorKind::Cancelled => {
+            return match job.release() {
+                Ok(()) => Outcome::Stopped,
+                Err(error) => Outcome::Trouble(error),
+            };
+        }
+        Command::Cancel if error.kind == ErrorKind::Cancelled => {
+            Error::new(ErrorKind::Cancelled, "cancelled by request")
+                .with_remedy("`hyperctl retry` converts it after all")
+        }
+        _ => error,
+    };
+    log_failure(&mut job, &error);
+    match job.fail(&error) {
+        Ok(fate) => Outcome::Failed(fate),
+        Err(error) => Outcome::Trouble(error),
+    }
+}
+
+/// A job's failure in the journal and in its record.
+pub fn log_failure(job: &mut Job, error: &Error) {
+    let mut line = error.to_string();
+    for below in error.chain() {
+        line.push_str(": ");
+        line.push_str(&below);
+    }
+    if let Some(remedy) = &error.remedy {
+        line.push_str("; ");
+        line.push_str(remedy);
+    }
+    remember(job, "error", &line);
+    let (job_id, vm_name) = (job.id(), job.memory.vm_name.as_str());
+    let (phase, kind) = (job.record.phase.as_str(), error.kind.as_str());
+    tracing::error!(%job_id, vm_name, phase, kind, "{vm_name}: {line}");
+}
+
+/// A line of a job's log, in the journal and in its record.
+pub fn say(job: &mut Job, line: &str) {
+    remember(job, "info", line);
+    let (job_id, vm_name) = (job.id(), job.memory.vm_name.as_str());
+    tracing::info!(%job_id, vm_name, phase = job.record.phase.as_str(), "{vm_name}: {line}");
+}
+
+fn remember(job: &mut Job, level: &str, line: &str) {
+    let time = record::timestamp(SystemTime::now());
+    let log = &mut job.record.log;
+    log.push(format!("{time} {level} {line}"));
+    if log.len() > LOG_LINES {
+        log.drain(..log.len() - LOG_LINES);
+    }
+}
