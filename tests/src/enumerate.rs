@@ -17,7 +17,7 @@ const FAULTS: [Fault; 4] = [
     Fault::FailAfter(Errno::EIO),
 ];
 /// Every so many recoveries one is struck as well, at each of its steps.
-const SECOND_STRIKE_EVERY: u64 = 41;
+const SECOND_STRIKE_EVERY: u64 = 211;
 
 /// How much was tried.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ fn strike(what: &str, scene: &Scene, disk: &Disk, at: (u64, Fault), tally: &mut 
         process.remark(&format!("the act ended: {}", tell(error)));
     }
     demand(what, disk, Picture::of(disk).check_always(scene));
-    let seen = Picture::of(disk).seen_done();
+    let seen = Picture::of(disk).seen_done(scene).unwrap_or_default();
     for (index, crash) in disk.crashes().iter().enumerate() {
         tally.crashes += 1;
         let what = format!("{what}, then crash {index}: {crash}");
@@ -78,18 +78,14 @@ fn strike(what: &str, scene: &Scene, disk: &Disk, at: (u64, Fault), tally: &mut 
         let promise = outcome.is_ok().then(|| Picture::of(disk));
         finish_after(&what, scene, disk, &after);
         let end = Picture::of(&after);
-        let kept = seen
-            .iter()
-            .all(|(link, job)| end.seen_done().get(link) == Some(job));
-        let replaced = scene.drops.len() > 1 || end.seen_done().keys().ne(seen.keys());
-        let verdict = if kept || replaced {
-            Ok(())
-        } else {
-            Err("a result that was seen is gone".into())
-        };
+        let still = end.seen_done(scene).unwrap_or_default();
+        let kept = seen.iter().all(|(link, job)| still.get(link) == Some(job));
+        let verdict = kept
+            .then_some(())
+            .ok_or_else(|| format!("seen before: {seen:?}"));
         demand_with(&what, &[disk, &after], verdict);
         if let Some(before) = promise {
-            demand_with(&what, &[disk, &after], same_ends(&before, &end));
+            demand_with(&what, &[disk, &after], same_ends(scene, &before, &end));
         }
     }
     if !process.is_dead() {
@@ -99,11 +95,14 @@ fn strike(what: &str, scene: &Scene, disk: &Disk, at: (u64, Fault), tally: &mut 
 }
 
 /// What was told as the end before the crash is the end after it.
-fn same_ends(before: &Picture, end: &Picture) -> Verdict {
+fn same_ends(scene: &Scene, before: &Picture, end: &Picture) -> Verdict {
     let ended = |picture: &Picture| -> Result<Vec<_>, String> {
         let told = picture.records()?.into_iter();
         Ok(told.map(|record| (record.job_id, record.state)).collect())
     };
+    if !end.has_submissions(scene) {
+        return Err("what was submitted is gone".to_owned());
+    }
     let (before, end) = (ended(before)?, ended(end)?);
     for told in before
         .iter()
@@ -182,4 +181,31 @@ pub fn interleave(name: &str, scene: &Scene, other: fn(&Scene, &Process)) {
         demand(&what, &disk, Picture::of(&disk).check_always(scene));
         demand(&what, &disk, complete(scene, &disk));
     }
+}
+
+/// Kills process after process at the same step of its life; returns how often a drop was given up
+/// as one that no worker survives.
+pub fn strike_repeatedly(name: &str, scene: &Scene, times: u32) -> u32 {
+    let start = scene.prepare();
+    let steps = count_steps(name, scene, &start);
+    let mut given_up = 0;
+    for step in 1..=steps {
+        let disk = start.fork();
+        for _ in 0..times {
+            let process = scene.start(&disk);
+            process.fault_at(step, Fault::KillBefore);
+            let _ = scene.drive(&process);
+        }
+        finish(
+            &format!("{name}: killed {times} times at step {step}"),
+            scene,
+            &disk,
+        );
+        let records = Picture::of(&disk).records().unwrap_or_default();
+        given_up += records
+            .iter()
+            .filter(|record| record.state == JobState::Failed)
+            .count() as u32;
+    }
+    given_up
 }

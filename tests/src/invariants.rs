@@ -110,7 +110,16 @@ impl Picture {
     /// Holds at any moment and after any crash.
     pub fn check_always(&self, scene: &Scene) -> Verdict {
         for dropped in &scene.drops {
-            self.check_never_lost(scene, dropped)?;
+            if dropped.is_submitted {
+                self.check_never_half(dropped)?;
+            } else {
+                self.check_never_lost(scene, dropped)?;
+            }
+        }
+        if let Some(kept) = scene.keeps {
+            ensure(self.tree.contains_key(Path::new(kept)), || {
+                format!("{kept} is gone")
+            })?;
         }
         for (path, published) in self.published() {
             let Some(published) = published else {
@@ -128,7 +137,7 @@ impl Picture {
             })?;
         }
         for record in self.records()? {
-            self.check_told(&record)?;
+            self.check_told(scene, &record)?;
         }
         Ok(())
     }
@@ -152,6 +161,45 @@ impl Picture {
         Ok(())
     }
 
+    /// A submission is visible whole or not at all.
+    fn check_never_half(&self, dropped: &Dropped) -> Verdict {
+        let visible = |(_, text): &&(String, String)| {
+            self.in_areas(text)
+                .iter()
+                .any(|path| area(path) != ".incoming")
+        };
+        let count = dropped.files.iter().filter(visible).count();
+        let anything = self.tree.iter().any(|(path, text)| {
+            area(path) == "queue" && text != "/" || text == "/" && self.is_empty_drop(path)
+        });
+        ensure(
+            count == dropped.files.len() || (count == 0 && !anything),
+            || {
+                format!(
+                    "{count} of {} submitted files are visible",
+                    dropped.files.len()
+                )
+            },
+        )
+    }
+
+    fn is_empty_drop(&self, path: &Path) -> bool {
+        area(path) == "queue"
+            && !path.file_name().unwrap().to_string_lossy().starts_with('.')
+            && self.children(path).next().is_none()
+    }
+
+    /// Whether a submission that was told to be done is there.
+    pub fn has_submissions(&self, scene: &Scene) -> bool {
+        let submitted = scene.drops.iter().filter(|dropped| dropped.is_submitted);
+        let mut texts = submitted.flat_map(|dropped| &dropped.files);
+        texts.all(|(_, text)| {
+            self.in_areas(text)
+                .iter()
+                .any(|path| area(path) != ".incoming")
+        })
+    }
+
     fn check_whole(&self, published: &Published) -> Verdict {
         let mut disks = 0;
         for (path, text) in self.children(&published.directory) {
@@ -171,7 +219,7 @@ impl Picture {
     }
 
     /// A record never says more than is there, and no earlier result stands for a later job.
-    fn check_told(&self, record: &Record) -> Verdict {
+    fn check_told(&self, scene: &Scene, record: &Record) -> Verdict {
         let id = record.job_id;
         match record.state {
             JobState::Completed => {
@@ -188,6 +236,8 @@ impl Picture {
                     || format!("{id} is told completed without a link"),
                 )
             }
+            // Of two that wait under one name, the first may well be done before the second.
+            JobState::Processing | JobState::Queued if scene.drops.len() > 1 => Ok(()),
             JobState::Processing | JobState::Queued => {
                 let stale = self.links().find(|(link, _)| {
                     let stem = link.file_stem().unwrap().to_string_lossy();
@@ -240,7 +290,7 @@ impl Picture {
         self.check_always(scene)?;
         for path in self.tree.keys() {
             let name = path.file_name().unwrap().to_string_lossy();
-            let known = name.starts_with('.') && !name.ends_with(".tmp");
+            let known = name.starts_with('.') || self.is_empty_drop(path);
             ensure(!name.ends_with(".tmp"), || {
                 format!("{} is left behind", path.display())
             })?;
@@ -339,11 +389,21 @@ impl Picture {
         Ok(())
     }
 
-    /// What a poller has seen done: VM by link, with the job whose result it is.
-    pub fn seen_done(&self) -> BTreeMap<PathBuf, JobId> {
-        let done = self
+    /// What a poller has seen done of the scene's drops: links, with the jobs whose results they
+    /// lead to. Nothing where a later drop may take the place of an earlier one.
+    pub fn seen_done(&self, scene: &Scene) -> Result<BTreeMap<PathBuf, JobId>, String> {
+        let [dropped] = &scene.drops[..] else {
+            return Ok(BTreeMap::new());
+        };
+        let ours: Vec<JobId> = self
+            .records()?
+            .iter()
+            .filter(|record| record.drop == dropped.drop.name)
+            .map(|record| record.job_id)
+            .collect();
+        let links = self
             .links()
             .filter_map(|(link, _)| Some((link.to_owned(), self.job_of(link)?)));
-        done.collect()
+        Ok(links.filter(|(_, job)| ours.contains(job)).collect())
     }
 }

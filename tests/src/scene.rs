@@ -30,6 +30,8 @@ pub struct Dropped {
     pub later: Vec<(String, String)>,
     /// How it may end.
     pub ends: Vec<JobState>,
+    /// The act itself makes it, under a name of its own: until told, it need not be there.
+    pub is_submitted: bool,
 }
 
 /// What a process does while faults strike; the scene is driven to its end afterwards.
@@ -43,6 +45,8 @@ pub struct Scene {
     /// What was there before, on top of empty directories.
     pub before: fn(&Scene, &Process),
     pub act: Act,
+    /// What must be there all the time.
+    pub keeps: Option<&'static str>,
 }
 
 pub fn directories() -> Directories {
@@ -71,6 +75,7 @@ impl Scene {
             can_exchange: true,
             before: |_, _| {},
             act: |scene, process| scene.drive(process),
+            keeps: None,
         }
     }
 
@@ -81,7 +86,10 @@ impl Scene {
         self.open(&process).expect("an empty disk");
         (self.before)(self, &process);
         for dropped in &self.drops {
-            self.deliver(&process, dropped);
+            let there = |text: &String| disk.tree().values().any(|held| held == text);
+            if !dropped.is_submitted && !dropped.files.iter().any(|(_, text)| there(text)) {
+                self.deliver(&process, dropped);
+            }
         }
         disk.settle();
         disk
@@ -150,10 +158,8 @@ impl Scene {
         for (path, request) in spool.requests()? {
             self.serve(spool, &path, request)?;
         }
-        for dropped in &self.drops {
-            if spool_sees(process, &dropped.drop)? {
-                note(process, spool.claim(&dropped.drop));
-            }
+        for drop in self.visible(process)? {
+            note(process, spool.claim(&drop));
         }
         let swept = recover::sweep(spool, &|_| false)?;
         for (_, error) in &swept.errors {
@@ -170,10 +176,31 @@ impl Scene {
                 }
             }
         }
+        Ok(idle && self.visible(process)?.is_empty())
+    }
+
+    /// The drops that lie in the queue directory.
+    fn visible(&self, process: &Process) -> Result<Vec<Drop>> {
+        let mut visible = Vec::new();
         for dropped in &self.drops {
-            idle &= !spool_sees(process, &dropped.drop)?;
+            let mut drop = dropped.drop.clone();
+            if dropped.is_submitted {
+                for entry in process.read_dir(&directories().queue)? {
+                    let name = entry.name.to_string_lossy().into_owned();
+                    if name.starts_with("job-") {
+                        drop.owner = format!("{name}/manifest.json");
+                        drop.name = name;
+                    }
+                }
+            }
+            if process
+                .stat(&directories().queue.join(&drop.owner))?
+                .is_some()
+            {
+                visible.push(drop);
+            }
         }
-        Ok(idle)
+        Ok(visible)
     }
 
     fn serve(&self, spool: &Spool, path: &Path, request: Result<Request>) -> Result<()> {
@@ -226,18 +253,17 @@ impl Scene {
         Ok((spool, *job))
     }
 
-    pub fn only_record(&self, process: &Process) -> JobId {
-        let records = directories().records();
+    /// The job of the only record there is.
+    pub fn only_record(&self, process: &Process) -> Result<JobId> {
         let names = process
-            .read_dir(&records)
-            .unwrap()
+            .read_dir(&directories().records())?
             .into_iter()
             .map(|entry| entry.name);
-        let ids: Vec<JobId> = names
-            .filter_map(|name| name.to_str()?.strip_suffix(".json")?.parse().ok())
-            .collect();
-        assert_eq!(ids.len(), 1, "one record");
-        ids[0]
+        let mut ids = names.filter_map(|name| name.to_str()?.strip_suffix(".json")?.parse().ok());
+        match (ids.next(), ids.next()) {
+            (Some(id), None) => Ok(id),
+            _ => Err(Error::new(ErrorKind::Internal, "not exactly one record")),
+        }
     }
 }
 
@@ -247,12 +273,6 @@ pub fn tell(error: &Error) -> String {
 
 fn note<T>(process: &Process, result: Result<T>) -> Option<T> {
     result.map_err(|error| process.remark(&tell(&error))).ok()
-}
-
-fn spool_sees(process: &Process, drop: &Drop) -> Result<bool> {
-    Ok(process
-        .stat(&directories().queue.join(&drop.owner))?
-        .is_some())
 }
 
 /// The worker: `true` if it got anywhere, `false` if the job has to wait for a file.
@@ -365,6 +385,7 @@ pub fn dropped(
         files,
         later: Vec::new(),
         ends: ends.to_vec(),
+        is_submitted: false,
     }
 }
 
