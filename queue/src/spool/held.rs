@@ -38,9 +38,12 @@ impl Spool {
             self.forget(id)?;
             return Ok(Hold::Over);
         };
-        let record = self
+        let mut record = self
             .record(id)?
             .unwrap_or_else(|| self.fresh_record(&memory));
+        // The record may be from before a name or priority that was remembered but not told.
+        record.vm_name = memory.vm_name.to_string();
+        record.priority = memory.priority;
         let mut job = Job {
             spool: self.clone(),
             memory,
