@@ -295,12 +295,13 @@ fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
     if !job.begin()? {
         return Ok(true);
     }
-    for name in owner
+    let names = owner
         .split_whitespace()
-        .filter_map(|word| word.strip_prefix("name="))
-    {
-        if !job.rename_vm(VmName::new(name)?)? {
-            return Ok(true);
+        .filter_map(|word| word.strip_prefix("name="));
+    for name in names.map(VmName::new) {
+        let name = name?;
+        if name != job.memory.vm_name && !job.rename_vm(name)? {
+            return job.release().map(|()| true);
         }
     }
     let result = convert(process, &job, &owner);
