@@ -7,7 +7,7 @@ use converter::disk::Unobserved;
 use converter::error::ErrorKind;
 use converter::source::{self, Appliance};
 use hyper2kvm_tests::images;
-use queue::instance::config::OutFormat;
+use queue::instance::config::{Compress, OutFormat};
 use queue::roots::Roots;
 
 fn open(owner: &Path) -> converter::error::Result<Appliance> {
@@ -51,12 +51,40 @@ fn converts(owner: &Path, raw: &Path, dir: &Path) -> String {
         assert!(bytes == std::fs::read(&other).unwrap(), "{threads} threads");
     }
     assert_eq!(convert::digest_of_qcow2(&target).unwrap(), report.digest);
+    packs(owner, raw, dir, &report.digest);
     let raw_target = dir.join("1.raw");
     let format = OutFormat::Raw;
     let raw_report = copy_with(owner, &raw_target, &Plan { format, ..plan(2) });
     assert_eq!(raw_report.digest, report.digest);
     images::judge(raw, &raw_target, "raw");
     report.digest
+}
+
+/// The same, compressed; a grain that comes deflated is carried over as it is.
+fn packs(owner: &Path, raw: &Path, dir: &Path, digest: &str) {
+    let packed = |threads: usize| {
+        let target = dir.join(format!("packed-{threads}.qcow2"));
+        let compress = Compress::Zlib;
+        let report = copy_with(
+            owner,
+            &target,
+            &Plan {
+                compress,
+                ..plan(threads)
+            },
+        );
+        assert_eq!(report.digest, digest);
+        (target, report.output_bytes)
+    };
+    let (target, output_bytes) = packed(1);
+    images::judge(raw, &target, "qcow2");
+    assert_eq!(convert::digest_of_qcow2(&target).unwrap(), digest);
+    let bytes = std::fs::read(&target).unwrap();
+    assert_eq!(output_bytes, bytes.len() as u64);
+    for threads in [2, 8] {
+        let (other, _) = packed(threads);
+        assert!(bytes == std::fs::read(&other).unwrap(), "{threads} threads");
+    }
 }
 
 /// Every form of the same content: all judged, one digest.

@@ -2,6 +2,7 @@
 //!
 //! Creates the target itself and never overwrites; never renames, links or fsyncs.
 mod batch;
+mod blocks;
 mod fill;
 pub mod metadata;
 mod pipeline;

@@ -11,12 +11,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::batch::{Batch, Batches};
+use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
 use super::target::Target;
-use crate::disk::{
-    BLOCK_BYTES, BlockHash, Checksum, ContentDigest, HostOffset, Image, Layout, Observer,
-    hash_block, is_zero,
-};
+use crate::disk::{BLOCK_BYTES, Checksum, ContentDigest, HostOffset, Image, Layout, Observer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::SourceDisk;
 
@@ -44,6 +42,8 @@ struct Shared<'a> {
     /// A thread failed: the others stop at once.
     failed: AtomicBool,
     output: Option<(&'a File, &'a Path)>,
+    /// Of the deflate, for a compressed target.
+    level: Option<u32>,
     work: Work<'a>,
 }
 
@@ -53,12 +53,6 @@ struct Work<'a> {
     left_bytes: AtomicU64,
 }
 
-/// A block that is not all zeros.
-struct Block {
-    index: u64,
-    hash: BlockHash,
-}
-
 /// Reads the whole disk; writes it if there is a target. `threads` 0 is one per core.
 pub(super) fn run(
     disk: &SourceDisk,
@@ -66,8 +60,9 @@ pub(super) fn run(
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
+    let level = target.as_ref().and_then(|target| target.level);
     let (file, layout) = match target {
-        Some(Target { file, path, layout }) => (Some((file, path)), Some(layout)),
+        Some(target) => (Some((target.file, target.path)), Some(target.layout)),
         None => (None, None),
     };
     let shared = Shared {
@@ -82,6 +77,7 @@ pub(super) fn run(
         turned: Condvar::new(),
         failed: AtomicBool::new(false),
         output: file.as_ref().map(|(file, path)| (&**file, path.as_path())),
+        level,
         work: Work {
             observer,
             left_bytes: AtomicU64::new(disk.allocated_bytes),
@@ -126,18 +122,19 @@ impl Shared<'_> {
     }
 
     fn work(&self) -> Result<()> {
-        let mut buffer = Buffer::new();
+        let mut buffer = Buffer::new(self.level.is_some());
+        let mut packer = self.level.map(Packer::new);
         let mut blocks = Vec::new();
         while self.go_on()? {
             let Some(batch) = lock(&self.batches).next()? else {
                 return Ok(());
             };
             let read_bytes = buffer.fill(self.image, &batch)?;
-            find_blocks(&buffer.guest, &batch, &mut blocks);
+            blocks::find(&mut buffer, &batch, packer.as_mut(), &mut blocks);
             let Some(places) = self.take_turn(&batch, &blocks)? else {
                 return Ok(());
             };
-            self.write(&buffer.guest, &batch, &blocks, &places)?;
+            self.write(&buffer, &batch, &blocks, &places)?;
             self.work.advance(read_bytes);
         }
         Ok(())
@@ -171,7 +168,10 @@ impl Shared<'_> {
         for block in blocks {
             turn.digest.add(block.index, &block.hash);
             if let Some(layout) = turn.layout.as_mut() {
-                places.push(layout.place(block.index)?);
+                places.push(match &block.packed {
+                    Some(range) => layout.place_packed(block.index, range.len() as u64)?,
+                    None => layout.place(block.index)?,
+                });
             }
         }
         turn.blocks += blocks.len() as u64;
@@ -184,7 +184,7 @@ impl Shared<'_> {
     /// Writes blocks to their places, neighbours that stay neighbours at once.
     fn write(
         &self,
-        guest: &[u8],
+        buffer: &Buffer,
         batch: &Batch,
         blocks: &[Block],
         places: &[HostOffset],
@@ -192,21 +192,32 @@ impl Shared<'_> {
         let Some((file, path)) = self.output else {
             return Ok(());
         };
+        let piece = |block: &Block| match &block.packed {
+            Some(range) => (true, range.clone()),
+            None => {
+                let from = (block.index * BLOCK_BYTES).saturating_sub(batch.start.0) as usize;
+                (false, from..from + BLOCK_BYTES as usize)
+            }
+        };
         let mut placed = blocks.iter().zip(places).peekable();
         while let Some((first, place)) = placed.next() {
-            let mut count = 1;
-            while placed
+            let (packed, mut range) = piece(first);
+            while let Some((_, next)) = placed
                 .next_if(|(block, at)| {
-                    block.index == first.index + count && at.0 == place.0 + count * BLOCK_BYTES
+                    piece(block).0 == packed
+                        && piece(block).1.start == range.end
+                        && at.0 == place.0 + range.len() as u64
                 })
-                .is_some()
+                .map(|(block, _)| piece(block))
             {
-                count += 1;
+                range.end = next.end;
             }
-            let from = (first.index * BLOCK_BYTES).saturating_sub(batch.start.0) as usize;
-            let bytes = guest
-                .get(from..from + (count * BLOCK_BYTES) as usize)
-                .ok_or_else(panicked)?;
+            let from = if packed {
+                &buffer.packed
+            } else {
+                &buffer.guest
+            };
+            let bytes = from.get(range).ok_or_else(panicked)?;
             file.write_all_at(bytes, place.0)
                 .map_err(|error| Error::io("write", path, error))?;
         }
@@ -255,20 +266,6 @@ impl Work<'_> {
             });
         if done > 0 {
             self.observer.advance(done);
-        }
-    }
-}
-
-/// The blocks of a batch that are not all zeros, with their hashes.
-fn find_blocks(guest: &[u8], batch: &Batch, blocks: &mut Vec<Block>) {
-    blocks.clear();
-    let first = batch.start.0 / BLOCK_BYTES;
-    for (index, bytes) in (first..).zip(guest.chunks_exact(BLOCK_BYTES as usize)) {
-        if !is_zero(bytes) {
-            blocks.push(Block {
-                index,
-                hash: hash_block(bytes),
-            });
         }
     }
 }

@@ -8,20 +8,34 @@ use queue::instance::config::{Compress, OutFormat};
 
 use super::Plan;
 use crate::disk::{BLOCK_BYTES, HostOffset, Layout, unsupported};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::qcow2::Qcow2Layout;
 
 pub(super) struct Target {
     pub file: Arc<File>,
     pub path: PathBuf,
     pub layout: Box<dyn Layout>,
+    /// Blocks are deflated at this level (of libdeflate, 0 to 12) if that makes them shorter.
+    pub level: Option<u32>,
 }
+
+/// As zlib's own default: good size at a good speed.
+const DEFAULT_LEVEL: u32 = 6;
 
 /// Creates `path` exclusively: an existing file or symbolic link is an error.
 pub(super) fn create(path: &Path, capacity_bytes: u64, plan: &Plan) -> Result<Target> {
-    if plan.compress != Compress::None {
-        return Err(unsupported(path, "a compressed target").with_remedy("set compress = \"none\""));
-    }
+    let level = match (plan.compress, plan.format) {
+        (Compress::None, _) => None,
+        (Compress::Zlib, OutFormat::Qcow2) => Some(plan.compress_level.unwrap_or(DEFAULT_LEVEL)),
+        (Compress::Zlib | Compress::Zstd, OutFormat::Raw) => {
+            return Err(unsupported(path, "a compressed raw target")
+                .with_remedy("set compress = \"none\", or out_format = \"qcow2\""));
+        }
+        (Compress::Zstd, OutFormat::Qcow2) => {
+            return Err(unsupported(path, "a target compressed with zstd")
+                .with_remedy("set compress = \"zlib\" or \"none\""));
+        }
+    };
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -46,6 +60,7 @@ pub(super) fn create(path: &Path, capacity_bytes: u64, plan: &Plan) -> Result<Ta
         file,
         path: path.to_path_buf(),
         layout,
+        level,
     })
 }
 
@@ -59,6 +74,11 @@ struct RawLayout {
 impl Layout for RawLayout {
     fn place(&mut self, index: u64) -> Result<HostOffset> {
         Ok(HostOffset(index.saturating_mul(BLOCK_BYTES)))
+    }
+
+    fn place_packed(&mut self, index: u64, _length_bytes: u64) -> Result<HostOffset> {
+        let what = format!("raw layout: block {index} came compressed");
+        Err(Error::new(ErrorKind::Internal, what))
     }
 
     /// Also cuts the padding of a last block.

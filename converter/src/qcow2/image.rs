@@ -1,10 +1,13 @@
-//! Reads a qcow2 back, without compression, backing or data files: what this program wrote itself.
+//! Reads a qcow2 back, without zstd, backing or data files: what this program wrote itself.
+use std::cell::RefCell;
 use std::path::Path;
 
-use super::MAGIC;
+use libdeflater::Decompressor;
+
+use super::{MAGIC, PACKED};
 use crate::disk::{
-    Extent, Extents, GuestOffset, HostOffset, Image, Packed, SECTOR_BYTES, Stored, Window,
-    check_capacity, corrupt, unsupported,
+    Extent, Extents, GuestOffset, HostOffset, Image, Packed, SECTOR_BYTES, Stored, Unpacked,
+    Window, check_capacity, corrupt, unsupported,
 };
 use crate::error::Result;
 
@@ -18,7 +21,6 @@ const CORRUPT: u64 = 2;
 const COMPRESSION_TYPE: u64 = 8;
 /// Bits 9 to 55 of L1 and L2 entries.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
-const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 
 pub struct Qcow2Image {
@@ -26,6 +28,7 @@ pub struct Qcow2Image {
     capacity_bytes: u64,
     cluster_bytes: u64,
     l1_offset: u64,
+    is_zstd: bool,
 }
 
 impl Qcow2Image {
@@ -49,6 +52,7 @@ impl Qcow2Image {
             capacity_bytes: check_capacity(&path, size_bytes.div_ceil(SECTOR_BYTES))?,
             cluster_bytes: 1 << cluster_bits,
             l1_offset: long(&header, 40),
+            is_zstd: features & COMPRESSION_TYPE != 0,
             files: [window],
         };
         let (entries, needed) = (u64::from(word(&header, 36)), image.l1_entries());
@@ -75,6 +79,33 @@ impl Qcow2Image {
 
     fn l1_entries(&self) -> u64 {
         self.capacity_bytes.div_ceil(self.l2_span_bytes())
+    }
+
+    /// Decodes the L2 entry of a compressed cluster at guest byte `start`.
+    fn packed(&self, entry: u64, start: u64) -> Result<Stored> {
+        let path = self.window().path();
+        if self.is_zstd {
+            return Err(unsupported(path, "a qcow2 cluster compressed with zstd"));
+        }
+        let shift = 62 - (self.cluster_bytes.trailing_zeros() - 8);
+        let offset = entry & ((1 << shift) - 1);
+        let sectors = ((entry & (PACKED - 1)) >> shift) + 1;
+        let file_bytes = self.window().length_bytes();
+        if offset >= file_bytes {
+            let what = format!("the compressed qcow2 cluster at {offset} is past the end");
+            return Err(corrupt(path, what));
+        }
+        let unit = Packed {
+            file: 0,
+            offset: HostOffset(offset),
+            limit_bytes: (sectors * SECTOR_BYTES - offset % SECTOR_BYTES).min(file_bytes - offset),
+            guest: GuestOffset(start),
+            unpacked_bytes: self.cluster_bytes,
+        };
+        Ok(Stored::Packed {
+            unit,
+            skip_bytes: 0,
+        })
     }
 
     /// A checked offset of a table or data cluster of which `length_bytes` are needed.
@@ -127,10 +158,22 @@ impl Image for Qcow2Image {
         })
     }
 
-    fn unpack(&self, unit: &Packed, _stored: &[u8], _out: &mut [u8]) -> Result<u64> {
-        let what = format!("the compressed qcow2 cluster at {}", unit.offset.0);
-        Err(unsupported(self.window().path(), what))
+    fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked> {
+        let inflated =
+            INFLATER.with_borrow_mut(|inflater| inflater.deflate_decompress(stored, out));
+        if inflated != Ok(out.len()) {
+            let what = format!("the qcow2 cluster at {} does not inflate", unit.offset.0);
+            return Err(corrupt(self.window().path(), what));
+        }
+        Ok(Unpacked {
+            stored_bytes: stored.len() as u64,
+            deflate: 0..stored.len(),
+        })
     }
+}
+
+thread_local! {
+    static INFLATER: RefCell<Decompressor> = RefCell::new(Decompressor::new());
 }
 
 struct Clusters<'a> {
@@ -173,7 +216,7 @@ impl Clusters<'_> {
                 .min(image.capacity_bytes);
             let at = (start % span / image.cluster_bytes) as usize;
             let entry = self.l2.get(at).copied().unwrap_or(0);
-            (end, self.stored(entry, end - start)?)
+            (end, self.stored(entry, start, end - start)?)
         } else {
             let end = (start / span + 1).saturating_mul(span);
             (end.min(image.capacity_bytes), Stored::Hole)
@@ -186,10 +229,9 @@ impl Clusters<'_> {
         })
     }
 
-    fn stored(&self, entry: u64, length_bytes: u64) -> Result<Stored> {
-        if entry & COMPRESSED != 0 {
-            let path = self.image.window().path();
-            return Err(unsupported(path, "a compressed qcow2 cluster"));
+    fn stored(&self, entry: u64, start: u64, length_bytes: u64) -> Result<Stored> {
+        if entry & PACKED != 0 {
+            return self.image.packed(entry, start);
         }
         if entry & ZERO != 0 {
             return Ok(Stored::Zero);

@@ -21,5 +21,9 @@ const ENTRIES: u64 = CLUSTER_BYTES / 8;
 const REFCOUNTS: u64 = CLUSTER_BYTES / 2;
 /// Bit 63 of L1 and L2 entries: the refcount is exactly one.
 const COPIED: u64 = 1 << 63;
+/// Bit 62 of L2 entries: the cluster is compressed, the entry a byte offset and a sector count.
+const PACKED: u64 = 1 << 62;
+/// Where the count of further 512-byte sectors begins, for clusters of `CLUSTER_BITS`.
+const PACKED_SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
 /// Guest bytes that one L2 table maps.
 pub const L2_SPAN_BYTES: u64 = ENTRIES * CLUSTER_BYTES;
