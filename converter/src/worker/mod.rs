@@ -26,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::activity::lock;
 use self::board::Board;
 use self::dispatch::{Dispatcher, Message};
+use crate::convert::wishes;
 use crate::error::{Error, ErrorKind, Result};
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -52,6 +53,9 @@ async fn serve(mut instance: Instance, reload: &dyn Fn() -> Result<Instance>) ->
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hangup = listen(SignalKind::hangup())?;
 
+    for line in wishes::not_heeded(&instance.config) {
+        tracing::warn!("{line}");
+    }
     let host = host_name();
     let directories = instance.directories.clone();
     let spool = Spool::open(
