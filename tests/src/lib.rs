@@ -1,1 +1,6 @@
 //! What the whole-program tests share.
+pub mod enumerate;
+pub mod images;
+pub mod invariants;
+pub mod model;
+pub mod scene;

@@ -11,7 +11,6 @@ use queue::job::{Firmware, Machine, Nic, VmName};
 fn validate(xml: &str, place: &Path) {
     let path = place.join("domain.xml");
     std::fs::write(&path, xml).unwrap();
-    std::fs::write("/tmp/dbg.xml", xml).unwrap();
     let output = Command::new("virt-xml-validate")
         .arg(&path)
         .arg("domain")

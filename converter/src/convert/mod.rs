@@ -6,16 +6,19 @@ mod fill;
 pub mod metadata;
 mod pipeline;
 mod target;
+#[cfg(test)]
+mod tests;
 pub mod vm;
 pub mod wishes;
 
+use std::fs::File;
 use std::path::Path;
 
 use queue::instance::config::{Compress, OutFormat};
 
-use crate::disk::{BLOCK_BYTES, Observer, Stored};
-use crate::error::Result;
-use crate::qcow2;
+use crate::disk::{BLOCK_BYTES, Observer, Stored, Unobserved, Window};
+use crate::error::{Error, Result};
+use crate::qcow2::{self, Qcow2Image};
 use crate::source::SourceDisk;
 
 /// What the target is to be.
@@ -82,6 +85,19 @@ pub fn copy(
 /// The content digest of a disk, its checksums verified, nothing written.
 pub fn digest(disk: &SourceDisk, threads: usize, observer: &dyn Observer) -> Result<String> {
     Ok(pipeline::run(disk, None, threads, observer)?.digest)
+}
+
+/// Opens a qcow2 that `copy` wrote, to be read again by `digest`.
+pub fn reopen(path: &Path) -> Result<SourceDisk> {
+    let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+    let image = Qcow2Image::open(Window::whole(file, path)?)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(SourceDisk::new(&name, "qcow2".to_owned(), Box::new(image)))
+}
+
+/// The content digest of a qcow2 that `copy` wrote.
+pub fn digest_of_qcow2(path: &Path) -> Result<String> {
+    digest(&reopen(path)?, 0, &Unobserved)
 }
 
 /// The most that `copy` will write, from the source's map: for the preflight.

@@ -9,6 +9,8 @@ pub mod ovf;
 mod package;
 mod raw;
 mod tar;
+#[cfg(test)]
+mod tests;
 mod vmdk;
 
 use std::path::Path;
@@ -98,7 +100,7 @@ fn file_name(path: &Path) -> String {
 }
 
 impl SourceDisk {
-    fn new(name: &str, format: String, image: Box<dyn Image>) -> Self {
+    pub(crate) fn new(name: &str, format: String, image: Box<dyn Image>) -> Self {
         let sum = |measure: fn(&Window) -> u64| {
             image
                 .files()

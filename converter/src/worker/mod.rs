@@ -8,6 +8,7 @@ mod backlog;
 mod board;
 mod control;
 mod dispatch;
+mod launch;
 mod turn;
 
 use std::sync::Arc;

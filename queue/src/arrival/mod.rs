@@ -4,10 +4,12 @@
 //! one that was written in place when nobody writes it, it has been still, and its structure is
 //! complete. An owner (descriptor, OVF, manifest) speaks for its pieces.
 pub mod candidate;
+mod drops;
 pub mod pieces;
 mod settle;
 mod tracker;
 pub mod watch;
 pub mod whole;
 
-pub use tracker::{Arrival, Arrivals, Gathered};
+pub use drops::Arrival;
+pub use tracker::{Arrivals, Gathered};

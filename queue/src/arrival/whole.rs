@@ -84,11 +84,21 @@ pub fn is_open_for_writing(path: &Path) -> bool {
     let Ok(file) = pieces::open(path) else {
         return false;
     };
-    // SAFETY: fcntl on a descriptor we own, with an integer argument.
-    let taken =
-        unsafe { nix::libc::fcntl(file.as_raw_fd(), nix::libc::F_SETLEASE, nix::libc::F_RDLCK) };
-    // The lease goes with the descriptor.
-    taken == -1 && nix::errno::Errno::last() == nix::errno::Errno::EAGAIN
+    // The lease goes with the descriptor, at once.
+    try_lease(&file) == Err(nix::errno::Errno::EAGAIN)
+}
+
+/// A writer that comes while the lease is held breaks it by a signal: SIGURG, which is ignored
+/// unless it is handled, since the default, SIGIO, would end this process.
+fn try_lease(file: &File) -> nix::Result<()> {
+    use nix::libc::{F_RDLCK, F_SETLEASE, SIGURG, fcntl};
+    // linux/fcntl.h; the libc crate does not name it for glibc.
+    const F_SETSIG: i32 = 10;
+    for (command, argument) in [(F_SETSIG, SIGURG), (F_SETLEASE, F_RDLCK)] {
+        // SAFETY: fcntl on a descriptor that is open, with an integer argument.
+        nix::errno::Errno::result(unsafe { fcntl(file.as_raw_fd(), command, argument) })?;
+    }
+    Ok(())
 }
 
 /// Whether the JSON file at `path` is complete: it parses.
@@ -118,6 +128,7 @@ pub fn looks_like_manifest(path: &Path) -> bool {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
 
     #[test]
     fn ends_are_looked_for() {
@@ -153,5 +164,21 @@ mod tests {
         assert!(is_open_for_writing(&path));
         std::mem::drop(file);
         assert!(!is_open_for_writing(&path));
+    }
+
+    #[test]
+    fn a_writer_that_comes_meanwhile_does_no_harm() {
+        let top = tempfile::tempdir().unwrap();
+        let path = top.path().join("a.raw");
+        std::fs::write(&path, "x").unwrap();
+        let leased = File::open(&path).unwrap();
+        try_lease(&leased).unwrap();
+        let mut nonblocking = std::fs::OpenOptions::new();
+        nonblocking.write(true).custom_flags(nix::libc::O_NONBLOCK);
+        // Breaks the lease: with SIGIO this process would be gone.
+        let refused = nonblocking.open(&path).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(nix::libc::EAGAIN));
+        std::mem::drop(leased);
+        nonblocking.open(&path).unwrap();
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Whoever renames the owner first owns the drop; losing that race is normal.
 use std::ffi::OsStr;
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::memory::{Drop, Memory, Stage, Take};
@@ -102,35 +103,44 @@ impl Spool {
         Ok(())
     }
 
-    /// One more piece into `source/`; `false` if it is neither there nor here.
+    /// One more piece into `source/`; `false` if it is neither there nor here. What is there
+    /// already is synced again: whoever moved it may have died before it could.
     pub(super) fn take(&self, job: JobId, take: &Take) -> Result<bool> {
         let volume = &*self.volume;
         let source = self.source_dir(job);
         let to = source.join(&take.to);
-        if volume.stat(&to)?.is_some() {
-            return Ok(true);
-        }
         let from = self.directories.queue.join(&take.from);
-        if volume.stat(&from)?.is_none() {
+        if volume.stat(&to)?.is_none() && !self.move_piece(take, &from, &source)? {
             return Ok(false);
         }
-        let mut above = source;
-        for part in durable::parent(std::path::Path::new(&take.to)).iter() {
+        volume.sync(durable::parent(&to))?;
+        let left = durable::parent(&from);
+        if volume.stat(left)?.is_some() {
+            volume.sync(left)?;
+        }
+        Ok(true)
+    }
+
+    fn move_piece(&self, take: &Take, from: &Path, source: &Path) -> Result<bool> {
+        let volume = &*self.volume;
+        if volume.stat(from)?.is_none() {
+            return Ok(false);
+        }
+        let mut above = source.to_path_buf();
+        for part in durable::parent(Path::new(&take.to)).iter() {
             if part != OsStr::new("/") {
                 above.push(part);
                 durable::ensure_dir(volume, &above, OWN_MODE)?;
             }
         }
-        match volume.rename(&from, &to) {
-            Ok(()) => {}
+        let to = source.join(&take.to);
+        match volume.rename(from, &to) {
+            Ok(()) => Ok(true),
             Err(error) if error.os_error() == Some(nix::libc::ENOENT) => {
-                return Ok(volume.stat(&to)?.is_some());
+                Ok(volume.stat(&to)?.is_some())
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
-        volume.sync(durable::parent(&to))?;
-        volume.sync(durable::parent(&from))?;
-        Ok(true)
     }
 
     /// Removes a job's directory into which nothing was taken. What somebody did put into its

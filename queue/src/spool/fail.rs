@@ -134,7 +134,7 @@ impl Job {
         };
         let path = errors.join(format!("{named_after}.error.json"));
         durable::replace(self.volume(), &path, &memory::to_json(&report)?)?;
-        self.save_record(false)
+        self.save_record(true)
     }
 
     /// Where the job's files lie in `.errors/`: under their own name, or under `<name>.<job>` where

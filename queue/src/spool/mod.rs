@@ -5,6 +5,7 @@
 mod claim;
 mod fail;
 mod held;
+mod hold;
 mod memory;
 mod publish;
 pub mod request;
@@ -16,7 +17,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use fail::Fate;
-pub use held::{Hold, Job, is_plain};
+pub use held::{Job, is_plain};
+pub use hold::Hold;
 pub use memory::{Drop, DropKind, Memory, Stage, Take};
 pub use publish::Product;
 

@@ -235,7 +235,8 @@ impl Job {
 
     fn tell_completed(&mut self, result: &Path, link: &Path) -> Result<()> {
         if self.record.state == JobState::Completed {
-            return Ok(());
+            // Whoever told it may have died before it was durable.
+            return self.volume().sync(&self.spool.directories.records());
         }
         let mut outputs = vec![link.to_path_buf()];
         for entry in self.volume().read_dir(result)? {
@@ -246,6 +247,7 @@ impl Job {
         self.record.state = JobState::Completed;
         self.record.phase = Phase::Publish;
         self.record.error = None;
+        self.record.progress.bytes_done = self.record.progress.bytes_total;
         self.record.progress.percent = 100.0;
         self.record.progress.eta_seconds = None;
         self.record.finished_at = Some(record::timestamp(SystemTime::now()));

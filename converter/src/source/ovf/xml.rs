@@ -1,4 +1,4 @@
-//! Bounded reading of a hostile XML text: no DTD, no entities, no work that grows faster than the text.
+//! Bounded reading of a hostile XML text: no DTD, no entities, no work that outgrows the text.
 //!
 //! The tree builder compares every attribute of an element with every other and copies the
 //! namespaces in scope at every declaration, so both are counted before it starts.

@@ -1,0 +1,304 @@
+//! Drops that lie: paths out of the job, links, devices, archives that do not add up.
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::{Error, ErrorKind};
+
+struct Place {
+    top: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        fs::create_dir(top.path().join("job")).unwrap();
+        fs::write(top.path().join("secret"), [1; 4096]).unwrap();
+        Self { top }
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.top.path().join("job").join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn open(&self, name: &str) -> Result<Appliance> {
+        let job = self.top.path().join("job");
+        let roots = Roots::open(&job, &[]).unwrap();
+        open(&roots, &job.join(name), true)
+    }
+
+    fn refuses(&self, name: &str) -> Error {
+        self.open(name)
+            .err()
+            .unwrap_or_else(|| panic!("{name} was opened"))
+    }
+}
+
+fn descriptor(file: &str) -> String {
+    let signature = vmdk::descriptor::SIGNATURE;
+    format!("{signature}\ncreateType=\"monolithicFlat\"\nRW 8 FLAT \"{file}\" 0\n")
+}
+
+#[test]
+fn references_never_leave_the_job() {
+    let place = Place::new();
+    let job = place.top.path().join("job");
+    place.write("flat", [2; 4096]);
+    symlink("../secret", job.join("link")).unwrap();
+    symlink("/dev/zero", job.join("device")).unwrap();
+    nix::unistd::mkfifo(&job.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for name in [
+        "/etc/shadow",
+        "../secret",
+        "link",
+        "device",
+        "fifo",
+        "/dev/zero",
+        "/dev/sda",
+        "absent",
+        ".",
+    ] {
+        place.write("vm.vmdk", descriptor(name));
+        assert_eq!(place.refuses("vm.vmdk").kind, ErrorKind::Invalid, "{name}");
+        let manifest = serde_json::json!({"manifest_version": "1.0", "disks": [
+            {"id": "a", "source_format": "raw", "bytes": 1, "local_path": name}]});
+        place.write("manifest.json", manifest.to_string());
+        assert_eq!(
+            place.refuses("manifest.json").kind,
+            ErrorKind::Invalid,
+            "{name}"
+        );
+        assert!(place.open(name).is_err(), "{name}");
+    }
+    place.write("vm.vmdk", descriptor("flat"));
+    let appliance = place.open("vm.vmdk").unwrap();
+    assert_eq!(appliance.disks[0].capacity_bytes, 4096);
+    assert_eq!(appliance.disks[0].format, "vmdk (monolithicFlat)");
+}
+
+#[test]
+fn what_is_recognised_but_not_read_is_named() {
+    let place = Place::new();
+    let cases: [(&str, &[u8], &str); 7] = [
+        ("a.qcow2", b"QFI\xfb", "qcow2"),
+        ("a.vhdx", b"vhdxfile", "VHDX"),
+        ("a.vhd", b"conectix", "VHD"),
+        ("a.vmdk", b"COWD", "COWD"),
+        ("b.vmdk", b"\xbe\xba\xfe\xca\0\0\0\0", "SE sparse"),
+        ("a.gz", b"\x1f\x8b\x08", "gzip"),
+        ("a.zst", b"\x28\xb5\x2f\xfd", "zstd"),
+    ];
+    for (name, head, feature) in cases {
+        let mut bytes = head.to_vec();
+        bytes.resize(1024, 0);
+        place.write(name, bytes);
+        let error = place.refuses(name);
+        assert_eq!(error.kind, ErrorKind::Unsupported, "{name}");
+        assert!(error.to_string().contains(feature), "{error}");
+    }
+    place.write("empty.raw", "");
+    assert_eq!(place.refuses("empty.raw").kind, ErrorKind::Corrupt);
+    place.write("flat.vmdk", [0; 4096]);
+    assert_eq!(place.refuses("flat.vmdk").kind, ErrorKind::Invalid);
+}
+
+#[test]
+fn a_manifest_orders_its_disks_and_states_checksums() {
+    let place = Place::new();
+    place.write("one.bin", [1; 1000]);
+    place.write("two.raw", [2; 1024]);
+    let manifest = |checksum: &str| {
+        serde_json::json!({"manifest_version": "1.0", "colour": "blue",
+            "source": {"vm_name": "web-01"}, "vm": {"cpu": 3}, "disks": [
+            {"id": "a", "source_format": "raw", "bytes": 1, "local_path": "one.bin",
+             "boot_order_hint": 2, "bus": "sata"},
+            {"id": "b", "source_format": "raw", "bytes": 1, "local_path": "two.raw",
+             "boot_order_hint": 1, "checksum": checksum}]})
+        .to_string()
+    };
+    let hex = blake3::hash(&[2; 1024]).to_hex();
+    place.write("manifest.json", manifest(&format!("blake3:{hex}")));
+    let appliance = place.open("manifest.json").unwrap();
+    let names: Vec<_> = appliance
+        .disks
+        .iter()
+        .map(|disk| disk.name.as_str())
+        .collect();
+    assert_eq!(names, ["two.raw", "one.bin"]);
+    assert_eq!(appliance.disks[1].capacity_bytes, 1024);
+    assert_eq!(appliance.machine.cpus, Some(3));
+    assert!(appliance.notes[0].contains("colour"));
+    appliance.disks[0].checksums[0].verify(&|| true).unwrap();
+    let other = blake3::hash(b"other").to_hex();
+    place.write("manifest.json", manifest(&format!("blake3:{other}")));
+    let appliance = place.open("manifest.json").unwrap();
+    let error = appliance.disks[0].checksums[0]
+        .verify(&|| true)
+        .unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Corrupt);
+    for bad in ["sha256:12", "md5:12", "12", "sha256:zz"] {
+        place.write("manifest.json", manifest(bad));
+        assert_eq!(
+            place.refuses("manifest.json").kind,
+            ErrorKind::Invalid,
+            "{bad}"
+        );
+    }
+}
+
+/// A ustar member; `kind` is the type flag.
+fn member(name: &str, kind: u8, size: &str, content: &[u8]) -> Vec<u8> {
+    let mut header = vec![0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[124..124 + size.len()].copy_from_slice(size.as_bytes());
+    header[148..156].fill(b' ');
+    header[156] = kind;
+    header[257..263].copy_from_slice(b"ustar\0");
+    let sum: u64 = header.iter().map(|byte| u64::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header.extend(content);
+    header.resize(header.len().next_multiple_of(512), 0);
+    header
+}
+
+fn regular(name: &str, content: &[u8]) -> Vec<u8> {
+    member(name, b'0', &format!("{:011o}", content.len()), content)
+}
+
+fn archive(members: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = members.concat();
+    bytes.extend([0; 1024]);
+    bytes
+}
+
+const OVF: &str = r#"<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"
+ xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
+ <References><File ovf:href="d.img" ovf:id="f"/></References>
+ <DiskSection><Disk ovf:capacity="4096" ovf:diskId="d" ovf:fileRef="f"/></DiskSection>
+ <VirtualSystem ovf:id="vm"><VirtualHardwareSection/></VirtualSystem></Envelope>"#;
+
+#[test]
+fn an_ova_is_read_in_place() {
+    let place = Place::new();
+    let ovf = regular("vm.ovf", OVF.as_bytes());
+    let disk = regular("d.img", &[3; 4096]);
+    let digest = |hex: &str| regular("vm.mf", format!("SHA256(d.img)= {hex}\n").as_bytes());
+    let pax = member("x", b'x', &format!("{:011o}", 14), b"14 path=d.img\n");
+    let long = member("x", b'L', &format!("{:011o}", 6), b"d.img\0");
+    let other = regular("mangled", &[3; 4096]);
+    for members in [
+        vec![ovf.clone(), disk.clone()],
+        vec![ovf.clone(), pax, other.clone()],
+        vec![ovf.clone(), long, other],
+        vec![ovf.clone(), digest(&"0".repeat(64)), disk.clone()],
+    ] {
+        place.write("vm.ova", archive(&members));
+        let appliance = place.open("vm.ova").unwrap();
+        let disk = &appliance.disks[0];
+        assert_eq!((disk.name.as_str(), disk.capacity_bytes), ("d.img", 4096));
+        let mut bytes = [0; 4096];
+        disk.image.files()[0].read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [3; 4096]);
+        if let Some(checksum) = disk.checksums.first() {
+            let error = checksum.verify(&|| true).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Corrupt);
+        }
+    }
+}
+
+#[test]
+fn archives_that_do_not_add_up_are_refused() {
+    let place = Place::new();
+    let ovf = || regular("vm.ovf", OVF.as_bytes());
+    let disk = || regular("d.img", &[3; 4096]);
+    let huge = |size: &str| member("d.img", b'0', size, &[3; 4096]);
+    let mut base256 = member("d.img", b'0', "\0", &[3; 4096]);
+    base256[124..136].fill(0xff);
+    let broken_pax = member("x", b'x', "00000000004", b"9 pa");
+    let big_pax = member("x", b'x', "00004000000", &[b'1'; 1 << 20]);
+    let many: Vec<Vec<u8>> = (0..1025).map(|n| regular(&n.to_string(), b"")).collect();
+    let cases: [(&str, Vec<Vec<u8>>, ErrorKind); 13] = [
+        ("no OVF", vec![disk()], ErrorKind::Invalid),
+        (
+            "two OVFs",
+            vec![ovf(), regular("b.ovf", b"")],
+            ErrorKind::Invalid,
+        ),
+        ("missing disk", vec![ovf()], ErrorKind::Invalid),
+        ("duplicate", vec![ovf(), disk(), disk()], ErrorKind::Invalid),
+        (
+            "symlink",
+            vec![ovf(), member("d.img", b'2', "0", b"")],
+            ErrorKind::Invalid,
+        ),
+        (
+            "hard link",
+            vec![ovf(), member("d.img", b'1', "0", b"")],
+            ErrorKind::Invalid,
+        ),
+        (
+            "device",
+            vec![ovf(), member("d.img", b'3', "0", b"")],
+            ErrorKind::Invalid,
+        ),
+        (
+            "8 GiB",
+            vec![ovf(), huge("77777777777")],
+            ErrorKind::Corrupt,
+        ),
+        ("base 256", vec![ovf(), base256], ErrorKind::Corrupt),
+        ("no size", vec![ovf(), huge("zzz")], ErrorKind::Corrupt),
+        (
+            "broken pax",
+            vec![ovf(), broken_pax, disk()],
+            ErrorKind::Corrupt,
+        ),
+        ("long pax", vec![ovf(), big_pax, disk()], ErrorKind::Corrupt),
+        ("too many", many, ErrorKind::Corrupt),
+    ];
+    for (what, members, kind) in cases {
+        place.write("vm.ova", archive(&members));
+        let error = place.refuses("vm.ova");
+        assert_eq!(error.kind, kind, "{what}: {error}");
+        assert!(error.to_string().contains("vm.ova"), "{what}: {error}");
+    }
+    let whole = archive(&[ovf(), disk()]);
+    for length in (512..whole.len() - 1024).step_by(97) {
+        place.write("vm.ova", &whole[..length]);
+        assert!(place.open("vm.ova").is_err(), "{length}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn mutated_archives_do_no_harm(
+        changes in prop::collection::vec((0usize..4096, any::<u8>()), 1..6),
+        mend: bool,
+    ) {
+        let mut bytes = archive(&[
+            member("x", b'x', "00000000016", b"14 path=d.img\n"),
+            regular("d.img", &[3; 512]),
+            regular("vm.ovf", OVF.as_bytes()),
+        ]);
+        for (at, value) in changes {
+            let at = at % bytes.len();
+            bytes[at] = value;
+        }
+        if mend {
+            // With its checksum right again, a header's other fields are looked at.
+            bytes[148..156].fill(b' ');
+            let sum: u64 = bytes[..512].iter().map(|byte| u64::from(*byte)).sum();
+            bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+        let place = Place::new();
+        place.write("vm.ova", bytes);
+        let _ = place.open("vm.ova");
+    }
+}

@@ -1,0 +1,138 @@
+//! Starting turns while there are slots, and what becomes of jobs when their turns end.
+use std::time::SystemTime;
+
+use queue::arrival::Gathered;
+use queue::job::JobId;
+use queue::job::record::DaemonState;
+use queue::recover::Waiting;
+use queue::spool::{Fate, Hold, Job};
+
+use super::activity::Activity;
+use super::dispatch::{Dispatcher, Message};
+use super::turn::{self, Outcome};
+use crate::error::{Error, ErrorKind, Result};
+
+impl Dispatcher {
+    pub(super) fn has_slot(&self) -> bool {
+        let slots = usize::try_from(self.instance.config.max_concurrent_jobs).unwrap_or(1);
+        self.active.len() < slots
+            && matches!(self.state, DaemonState::Running | DaemonState::Draining)
+    }
+
+    pub(super) fn start_some(&mut self) {
+        let now = SystemTime::now();
+        while self.has_slot() {
+            let Some(waiting) = self.backlog.next(now) else {
+                break;
+            };
+            if let Err(error) = self.start(&waiting) {
+                let (job_id, cause) = (waiting.job_id, error.chain().join(": "));
+                tracing::error!(%job_id, "cannot be started: {error}: {cause}");
+                self.postpone(waiting);
+            }
+        }
+        self.show();
+    }
+
+    fn start(&mut self, waiting: &Waiting) -> Result<()> {
+        // Busy: another converter works on it. Over: it was finished meanwhile.
+        let Hold::Job(mut job) = self.spool.hold(waiting.job_id)? else {
+            return Ok(());
+        };
+        if job
+            .not_before()
+            .is_some_and(|time| time > SystemTime::now())
+        {
+            self.backlog.add(Waiting::from(&*job));
+            return Ok(());
+        }
+        match self.gather(&mut job) {
+            Ok(Gathered::Whole) => {}
+            Ok(Gathered::Missing { overdue: false, .. }) => {
+                self.postpone(Waiting::from(&*job));
+                return Ok(());
+            }
+            Ok(Gathered::Missing { names, .. }) => {
+                let error = Error::new(
+                    ErrorKind::Corrupt,
+                    format!(
+                        "{} names {}, which never came whole",
+                        job.memory.drop,
+                        names.join(", ")
+                    ),
+                )
+                .with_remedy("put the missing files beside it, then `hyperctl retry`");
+                turn::log_failure(&mut job, &error);
+                let fate = job.fail(&error)?;
+                self.count(&fate);
+                return Ok(());
+            }
+            // What an owner's text gets wrong, the turn says in full.
+            Err(_) => {}
+        }
+        self.spawn(job)
+    }
+
+    fn spawn(&mut self, job: Box<Job>) -> Result<()> {
+        let id = job.id();
+        let activity = Activity::new(&job);
+        self.active.insert(id, activity.clone());
+        let (settings, sender) = (self.settings.clone(), self.sender.clone());
+        let spawned = std::thread::Builder::new()
+            .name(format!("turn-{id}"))
+            .spawn(move || {
+                let work = || turn::turn(job, &settings, &activity);
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                let outcome = outcome.unwrap_or_else(|_| {
+                    Outcome::Trouble(Error::new(ErrorKind::Internal, "the worker panicked"))
+                });
+                // The dispatcher outlives every turn.
+                let _ = sender.send(Message::Done(id, outcome));
+            });
+        if let Err(error) = spawned {
+            self.active.remove(&id);
+            return Err(Error::new(ErrorKind::Internal, "start a thread").with_source(error));
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self, id: JobId, outcome: Outcome) {
+        self.active.remove(&id);
+        match outcome {
+            Outcome::Published {
+                bytes_in,
+                bytes_out,
+            } => {
+                self.remember_bare_disk(id);
+                self.board.update(|shown| {
+                    shown.totals.completed += 1;
+                    shown.totals.bytes_in += bytes_in;
+                    shown.totals.bytes_out += bytes_out;
+                });
+            }
+            Outcome::Failed(fate) => {
+                self.count(&fate);
+                if matches!(fate, Fate::Retried { .. } | Fate::Publishing) {
+                    self.hold_again(id);
+                }
+            }
+            Outcome::Stopped => {}
+            Outcome::NameTaken(waiting) => self.postpone(waiting),
+            Outcome::Trouble(error) => {
+                let cause = error.chain().join(": ");
+                tracing::error!(job_id = %id, "{error}: {cause}; recovery takes it up");
+                self.hold_again(id);
+            }
+        }
+        self.show();
+    }
+
+    /// A turn that ended without ending its job: look at it in a while.
+    fn hold_again(&mut self, id: JobId) {
+        match self.spool.hold(id) {
+            Ok(Hold::Job(job)) => self.backlog.add(Waiting::from(&*job)),
+            Ok(Hold::Busy | Hold::Over) => {}
+            Err(error) => tracing::warn!(job_id = %id, "{error}; it is tried again"),
+        }
+    }
+}

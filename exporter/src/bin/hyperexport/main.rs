@@ -1,0 +1,231 @@
+//! `hyperexport`: one export now, then its conversion. Exit codes: 0, 1, 2, 3 (commands.md).
+mod args;
+mod show;
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use args::{Args, Target};
+use clap::Parser;
+use exporter::error::{Error, ErrorKind, Result};
+use exporter::export::Export;
+use exporter::transfer::Monitor;
+use exporter::worker::follow::Ending;
+use exporter::worker::{Outcome, Task};
+use indicatif::MultiProgress;
+use nix::sys::signal::{SigSet, Signal};
+use queue::instance::Instance;
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const TIMED_OUT: u8 = 3;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let cancelled = Arc::new(AtomicBool::new(false));
+    if let Err(error) = listen_for_interrupts(&cancelled) {
+        eprint!("{}", show::error_text(&error));
+        return ExitCode::from(FAILED);
+    }
+    let prepared = args
+        .check()
+        .and_then(|()| Ok((args.instance()?, args.targets()?)));
+    let (instance, targets) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            eprint!("{}", show::error_text(&error));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let program = Program {
+        args,
+        instance,
+        cancelled,
+        bars: MultiProgress::new(),
+        standard_output: Mutex::new(()),
+    };
+    ExitCode::from(program.run(&targets))
+}
+
+/// The first SIGINT or SIGTERM ends the work tidily, the second at once.
+fn listen_for_interrupts(cancelled: &Arc<AtomicBool>) -> Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    let failed = |errno: nix::errno::Errno| {
+        Error::new(ErrorKind::Internal, "listen for signals").with_source(errno)
+    };
+    signals.thread_block().map_err(failed)?;
+    let cancelled = Arc::clone(cancelled);
+    std::thread::spawn(move || {
+        while signals.wait().is_ok() {
+            if cancelled.swap(true, Ordering::Relaxed) {
+                std::process::exit(FAILED.into());
+            }
+        }
+    });
+    Ok(())
+}
+
+struct Program {
+    args: Args,
+    instance: Instance,
+    cancelled: Arc<AtomicBool>,
+    bars: MultiProgress,
+    standard_output: Mutex<()>,
+}
+
+impl Program {
+    /// Exports all targets, some at a time; the exit code is that of the worst.
+    fn run(&self, targets: &[Target]) -> u8 {
+        let next = AtomicUsize::new(0);
+        let worst = AtomicU8::new(0);
+        let work = || {
+            while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let code = self.run_one(target);
+                // Failed outweighs timed out.
+                let rank = |code: u8| if code == FAILED { u8::MAX } else { code };
+                let _ = worst.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |worst| {
+                    (rank(code) > rank(worst)).then_some(code)
+                });
+            }
+        };
+        let threads = usize::try_from(self.args.parallel)
+            .unwrap_or(1)
+            .min(targets.len());
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(work);
+            }
+        });
+        worst.into_inner()
+    }
+
+    fn run_one(&self, target: &Target) -> u8 {
+        match self.export(target) {
+            Ok(code) => code,
+            Err(error) => {
+                self.say_error(&show::error_text(&error));
+                if self.args.json {
+                    let source = target.source.to_string_lossy();
+                    let name = target.name.as_deref().unwrap_or(&source);
+                    self.print(&format!("{}\n", show::failure(name, &error)));
+                }
+                FAILED
+            }
+        }
+    }
+
+    fn export(&self, target: &Target) -> Result<u8> {
+        let task = Task {
+            export: Export::local(&target.source, target.name.as_deref())?,
+            instance: self.instance.clone(),
+            route: self.args.route(),
+            quiet: self.args.quiet || self.args.json || self.args.batch.is_some(),
+        };
+        if self.args.dry_run {
+            self.print(&show::plan(&task, self.args.json));
+            return Ok(0);
+        }
+        let quiet = self.args.quiet;
+        let bar = show::Bar::new(&self.bars, quiet, Arc::clone(&self.cancelled));
+        if self.args.hyper2kvm_daemon && self.args.output.is_some() {
+            bar.warn("--output is not used: the disks go into the queue, the result comes from it");
+        }
+        let started = Instant::now();
+        let ended = task.run(&bar);
+        bar.clear();
+        let outcome = ended?;
+        if self.args.libvirt && matches!(outcome.ending, Ending::Completed { .. }) {
+            define(&task)?;
+        }
+        Ok(self.report(&task, &outcome, started.elapsed().as_secs_f64()))
+    }
+
+    fn report(&self, task: &Task, outcome: &Outcome, seconds: f64) -> u8 {
+        if self.args.json {
+            self.print(&format!("{}\n", show::outcome(task, outcome, seconds)));
+        }
+        match &outcome.ending {
+            Ending::Completed { outputs } => {
+                if !self.args.json && !self.args.quiet {
+                    let paths: Vec<String> = outputs
+                        .iter()
+                        .map(|path| path.display().to_string())
+                        .collect();
+                    self.print(&format!("{}: {}\n", task.export.name, paths.join(" ")));
+                }
+                0
+            }
+            Ending::Failed(text) => {
+                self.say_error(text);
+                FAILED
+            }
+            Ending::TimedOut => {
+                let minutes = self.args.hyper2kvm_daemon_timeout;
+                self.say_error(&format!(
+                    "{} did not end within {minutes} minutes; its job goes on\n{}\n",
+                    task.export.name,
+                    how_to_follow(outcome)
+                ));
+                TIMED_OUT
+            }
+            Ending::Interrupted => {
+                self.say_error(&format!(
+                    "interrupted while {} was being converted\n{}\n",
+                    task.export.name,
+                    how_to_follow(outcome)
+                ));
+                FAILED
+            }
+        }
+    }
+
+    fn say_error(&self, text: &str) {
+        self.bars.suspend(|| eprint!("{text}"));
+    }
+
+    /// One whole answer at a time, whoever else is printing.
+    fn print(&self, text: &str) {
+        let _turn = self.standard_output.lock();
+        self.bars.suspend(|| print!("{text}"));
+    }
+}
+
+fn how_to_follow(outcome: &Outcome) -> String {
+    match outcome.job {
+        Some(job) => format!("follow it with hyperctl status --job {job} --follow"),
+        None => "see hyperctl list for what became of it".to_owned(),
+    }
+}
+
+/// Hands the result's domain.xml to libvirt.
+fn define(task: &Task) -> Result<()> {
+    let path = task
+        .instance
+        .directories
+        .result(&task.export.name)
+        .join("domain.xml");
+    let uri = &task.instance.config.libvirt.uri;
+    let output = Command::new("virsh")
+        .args(["--connect", uri, "define"])
+        .arg(&path)
+        .output()
+        .map_err(|error| {
+            Error::io("run", Path::new("virsh"), error).with_remedy("install libvirt-clients")
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr)
+        .trim()
+        .replace('\n', " ");
+    Err(
+        Error::new(ErrorKind::Io, format!("define {} in {uri}", path.display()))
+            .with_remedy("the converted VM is whole; define it by hand with virsh define")
+            .with_source(said),
+    )
+}

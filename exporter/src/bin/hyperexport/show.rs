@@ -1,0 +1,193 @@
+//! What the user sees: a progress bar on a terminal, warnings, and the answer as text or JSON.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use exporter::error::Error;
+use exporter::transfer::Monitor;
+use exporter::worker::daemon::Presence;
+use exporter::worker::follow::Ending;
+use exporter::worker::{Outcome, Route, Task};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+/// One VM's bar; draws on standard error, and only on a terminal.
+pub struct Bar {
+    bar: ProgressBar,
+    quiet: bool,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Bar {
+    pub fn new(bars: &MultiProgress, quiet: bool, cancelled: Arc<AtomicBool>) -> Self {
+        let bar = bars.add(ProgressBar::no_length());
+        if quiet {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self {
+            bar,
+            quiet,
+            cancelled,
+        }
+    }
+
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn set_total(&self, bytes: u64) {
+        let template = if bytes > 0 {
+            "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}"
+        } else {
+            "{prefix} {spinner} {elapsed} {msg}"
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+        self.bar.set_length(bytes);
+    }
+}
+
+impl Monitor for Bar {
+    fn begin(&self, what: &str, bytes_total: u64) {
+        self.bar.reset();
+        self.set_total(bytes_total);
+        self.bar.set_prefix(what.to_owned());
+        self.bar.set_message("");
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn stand(&self, bytes_done: u64, bytes_total: u64) {
+        if self.bar.length() != Some(bytes_total) {
+            self.set_total(bytes_total);
+        }
+        self.bar.set_position(bytes_done);
+    }
+
+    fn message(&self, text: &str) {
+        self.bar.set_message(text.to_owned());
+    }
+
+    fn warn(&self, text: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| eprintln!("warning: {text}"));
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// An error as one line with its causes, then its remedy.
+pub fn error_text(error: &Error) -> String {
+    let mut text = error.to_string();
+    for below in error.chain() {
+        text.push_str(": ");
+        text.push_str(&below);
+    }
+    if let Some(remedy) = &error.remedy {
+        text.push('\n');
+        text.push_str(remedy);
+    }
+    text.push('\n');
+    text
+}
+
+fn description(task: &Task) -> Value {
+    json!({
+        "vm_name": task.export.name.as_str(),
+        "provider": task.export.provider(),
+        "instance": task.instance.name,
+    })
+}
+
+/// What would be done.
+pub fn plan(task: &Task, as_json: bool) -> String {
+    let directories = &task.instance.directories;
+    let output = directories.output.display();
+    let what = match (&task.route, task.presence()) {
+        (Route::Directory { output, .. }, _) => {
+            format!(
+                "copy to {}",
+                output.join(task.export.name.as_str()).display()
+            )
+        }
+        (Route::Queue { .. }, Some(Presence::Running { .. })) => {
+            let (queue, service) = (directories.queue.display(), task.instance.service());
+            format!("submit to {queue} for {service}, result in {output}")
+        }
+        (Route::Queue { converter, .. }, _) => {
+            let (service, converter) = (task.instance.service(), converter.display());
+            format!("{service} is not running: convert with {converter} into {output}")
+        }
+        (Route::Convert { converter, .. }, _) => {
+            format!("convert with {} into {output}", converter.display())
+        }
+    };
+    if as_json {
+        let mut value = description(task);
+        merge(
+            &mut value,
+            json!({"outcome": "dry_run", "disks": task.export.vm.disks, "plan": what}),
+        );
+        return format!("{value}\n");
+    }
+    let mut text = format!("{}: {what}\n", task.export.name);
+    for disk in &task.export.vm.disks {
+        text.push_str(&format!(
+            "  {} {} ({}, {} bytes)\n",
+            disk.id, disk.file, disk.format, disk.size_bytes
+        ));
+    }
+    text
+}
+
+/// The answer about one VM, for standard output.
+pub fn outcome(task: &Task, outcome: &Outcome, seconds: f64) -> Value {
+    let mut value = description(task);
+    let (word, error) = match &outcome.ending {
+        Ending::Completed { .. } if matches!(task.route, Route::Directory { .. }) => {
+            ("exported", None)
+        }
+        Ending::Completed { .. } => ("completed", None),
+        Ending::Failed(text) => ("failed", Some(text.trim_end())),
+        Ending::TimedOut => ("timed_out", None),
+        Ending::Interrupted => ("interrupted", None),
+    };
+    let outputs = match &outcome.ending {
+        Ending::Completed { outputs } => outputs.as_slice(),
+        _ => &[],
+    };
+    merge(
+        &mut value,
+        json!({
+            "outcome": word,
+            "job_id": outcome.job,
+            "direct": outcome.fell_back,
+            "outputs": outputs,
+            "disks": outcome.disks,
+            "error": error,
+            "seconds": seconds,
+        }),
+    );
+    value
+}
+
+pub fn failure(name: &str, error: &Error) -> Value {
+    json!({
+        "vm_name": name,
+        "outcome": "failed",
+        "error": error_text(error).trim_end(),
+    })
+}
+
+fn merge(value: &mut Value, more: Value) {
+    if let (Some(value), Value::Object(more)) = (value.as_object_mut(), more) {
+        value.extend(more);
+    }
+}

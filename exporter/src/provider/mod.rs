@@ -1,0 +1,2 @@
+//! The places that VMs come from, one folder each; `machine::Provider` is what they implement.
+pub mod local;
