@@ -148,10 +148,14 @@ pub fn remove_tree(volume: &dyn Volume, dir: &Path) -> Result<()> {
     volume.remove_dir(dir)
 }
 
-/// Creates `dir` with this mode if it is not there; `true` if it was created.
+/// Creates `dir` with this mode if it is not there; `true` if it was created. Its name is durable
+/// in either case: whoever created it may have died before it was.
 pub fn ensure_dir(volume: &dyn Volume, dir: &Path, mode: u32) -> Result<bool> {
     match volume.stat(dir)? {
-        Some(stat) if stat.kind == EntryKind::Directory => return Ok(false),
+        Some(stat) if stat.kind == EntryKind::Directory => {
+            volume.sync(parent(dir))?;
+            return Ok(false);
+        }
         Some(_) => {
             return Err(
                 Error::invalid(format!("{} is not a directory", dir.display()))
