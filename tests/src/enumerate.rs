@@ -72,7 +72,7 @@ fn strike(what: &str, scene: &Scene, disk: &Disk, at: (u64, Fault), tally: &mut 
         let after = disk.after(crash);
         let verdict = Picture::of(&after).check_always(scene);
         demand_with(&what, &[disk, &after], verdict);
-        if tally.crashes % SECOND_STRIKE_EVERY == 0 {
+        if tally.crashes.is_multiple_of(SECOND_STRIKE_EVERY) {
             strike_again(&what, scene, disk, &after, tally);
         }
         let promise = outcome.is_ok().then(|| Picture::of(disk));

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use queue::instance::config::{BootCheck, Compress, Config, GuestFix, OutFormat};
 use queue::job::{Manifest, VmName};
-use queue::spool::is_plain;
+use queue::roots::is_plain;
 
 use super::Plan;
 use super::metadata::Origin;

@@ -76,7 +76,7 @@ impl Dispatcher {
         host: &str,
         channel: (Sender<Message>, Receiver<Message>),
     ) -> Result<Self> {
-        let network = queue::durable::is_network(&instance.directories.queue)?;
+        let network = queue::instance::is_network(&instance.directories.queue)?;
         let settle = instance
             .config
             .settle_seconds

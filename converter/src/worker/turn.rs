@@ -205,13 +205,20 @@ fn end_badly(mut job: Box<Job>, error: Error, activity: &Activity) -> Outcome {
             Error::new(ErrorKind::Cancelled, "cancelled by request")
                 .with_remedy("`hyperctl retry` converts it after all")
         }
-        _ => error,
+        _ => in_drop_terms(error, &job),
     };
     log_failure(&mut job, &error);
     match job.fail(&error) {
         Ok(fate) => Outcome::Failed(fate),
         Err(error) => Outcome::Trouble(error),
     }
+}
+
+/// Names the job's files as they were dropped, not by where they lie while they are worked on.
+fn in_drop_terms(mut error: Error, job: &Job) -> Error {
+    let source = format!("{}/", job.source_dir().display());
+    error.context = error.context.replace(&source, "");
+    error
 }
 
 /// A job's failure in the journal and in its record.

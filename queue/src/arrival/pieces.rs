@@ -86,7 +86,7 @@ impl Scope<'_> {
                 .any(|part| part.to_string_lossy().starts_with('.'));
             let place = place
                 .to_str()
-                .filter(|place| crate::spool::is_plain(place) && !hidden);
+                .filter(|place| crate::roots::is_plain(place) && !hidden);
             place.map(str::to_owned)
         });
         Pieces {

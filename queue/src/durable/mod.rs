@@ -1,4 +1,5 @@
-//! The only place that renames, links, locks or fsyncs: every step of the contract goes through `Volume`.
+//! The only place that renames, links, locks or fsyncs: every step of the contract goes through
+//! `Volume`.
 //!
 //! `HostVolume` is the real file system. Tests put a model with a live and a durable image in its
 //! place, and fail or kill at every step. Paths are absolute; no method follows a symbolic link in
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-pub use host::{HostVolume, free_bytes, is_network};
+pub use host::HostVolume;
 
 use crate::error::{Error, Result};
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use fail::Fate;
-pub use held::{Job, is_plain};
+pub use held::Job;
 pub use hold::Hold;
 pub use memory::{Drop, DropKind, Memory, Stage, Take};
 pub use publish::Product;

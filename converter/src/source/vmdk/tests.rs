@@ -1,4 +1,5 @@
-//! Hostile and damaged VMDKs: each is an error with its kind, never a panic, a hang or an allocation.
+//! Hostile and damaged VMDKs: each is an error with its kind, never a panic or a hang, and never
+//! an allocation that a file asks for.
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
