@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 const CHUNK_BYTES: usize = 4 * 1024 * 1024;
 /// The converter runs as another user of the queue's group.
-const MODE: u32 = 0o640;
+pub const MODE: u32 = 0o640;
 
 /// Watches a long piece of work, and may stop it.
 pub trait Monitor: Sync {

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use exporter::export::follow::{Ending, Follow, Marks, Patience};
 use exporter::transfer::Monitor;
+use exporter::worker::follow::{Ending, Follow, Marks, Patience};
 use queue::error::{Error, ErrorKind};
 use queue::instance::{Config, DEFAULT, Instance};
 use queue::job::record::timestamp;

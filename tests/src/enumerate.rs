@@ -196,6 +196,8 @@ pub fn strike_repeatedly(name: &str, scene: &Scene, times: u32) -> u32 {
             process.fault_at(step, Fault::KillBefore);
             let _ = scene.drive(&process);
         }
+        // Time passes: what was written aside is stale.
+        disk.settle();
         finish(
             &format!("{name}: killed {times} times at step {step}"),
             scene,

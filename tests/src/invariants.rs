@@ -66,7 +66,7 @@ impl Picture {
         self.tree.contains_key(&job)
     }
 
-    fn published(&self) -> Vec<(PathBuf, Option<Published>)> {
+    fn published(&self, scene: &Scene) -> Vec<(PathBuf, Option<Published>)> {
         let directories_with = self.tree.iter().filter(|(path, text)| {
             area(path) == "output"
                 && *text == "/"
@@ -74,8 +74,11 @@ impl Picture {
                 && !path.starts_with(directories().staging())
                 && self
                     .children(path)
-                    .next()
-                    .is_some_and(|(_, text)| text != "/")
+                    .any(|(_, text)| text != "/" && !text.starts_with("-> "))
+                && !scene
+                    .drops
+                    .iter()
+                    .any(|d| Path::new("/o").join(&d.drop.place) == **path)
         });
         directories_with
             .map(|(path, _)| {
@@ -121,7 +124,7 @@ impl Picture {
                 format!("{kept} is gone")
             })?;
         }
-        for (path, published) in self.published() {
+        for (path, published) in self.published(scene) {
             let Some(published) = published else {
                 // Not ours: the scene put it there.
                 ensure(self.tree.contains_key(&path.join("foreign")), || {
@@ -144,7 +147,7 @@ impl Picture {
 
     fn check_never_lost(&self, scene: &Scene, dropped: &Dropped) -> Verdict {
         let deletes = scene.policy.archive == queue::instance::Archive::Delete;
-        let is_published = self.published().iter().any(|(_, published)| {
+        let is_published = self.published(scene).iter().any(|(_, published)| {
             published
                 .as_ref()
                 .is_some_and(|published| published.of == dropped.files[0].1)
@@ -163,11 +166,7 @@ impl Picture {
 
     /// A submission is visible whole or not at all.
     fn check_never_half(&self, dropped: &Dropped) -> Verdict {
-        let visible = |(_, text): &&(String, String)| {
-            self.in_areas(text)
-                .iter()
-                .any(|path| area(path) != ".incoming")
-        };
+        let visible = |(_, text): &&(String, String)| self.is_visible(text);
         let count = dropped.files.iter().filter(visible).count();
         let anything = self.tree.iter().any(|(path, text)| {
             area(path) == "queue" && text != "/" || text == "/" && self.is_empty_drop(path)
@@ -193,11 +192,12 @@ impl Picture {
     pub fn has_submissions(&self, scene: &Scene) -> bool {
         let submitted = scene.drops.iter().filter(|dropped| dropped.is_submitted);
         let mut texts = submitted.flat_map(|dropped| &dropped.files);
-        texts.all(|(_, text)| {
-            self.in_areas(text)
-                .iter()
-                .any(|path| area(path) != ".incoming")
-        })
+        texts.all(|(_, text)| self.is_visible(text))
+    }
+
+    fn is_visible(&self, text: &str) -> bool {
+        let places = self.in_areas(text);
+        places.iter().any(|path| area(path) != ".incoming")
     }
 
     fn check_whole(&self, published: &Published) -> Verdict {
@@ -315,10 +315,20 @@ impl Picture {
 
     fn check_drop_ended(&self, scene: &Scene, dropped: &Dropped, records: &[Record]) -> Verdict {
         let Drop { name, .. } = &dropped.drop;
-        let told: Vec<&Record> = records
-            .iter()
-            .filter(|record| record.drop == *name)
-            .collect();
+        if dropped.is_submitted && !self.is_visible(&dropped.files[0].1) {
+            return Ok(());
+        }
+        let is_told = |record: &&Record| match dropped.is_submitted {
+            true => record.drop.starts_with("job-"),
+            false => record.drop == *name,
+        };
+        let told: Vec<&Record> = records.iter().filter(is_told).collect();
+        if dropped.ends.is_empty() {
+            // Another drop owns it: that one's end is the end.
+            let places = self.in_areas(&dropped.files[0].1);
+            let archived = matches!(places[..], [only] if area(only) == ".processed");
+            return ensure(archived, || format!("{name} is in {places:?}"));
+        }
         let [record] = told[..] else {
             return Err(format!("{name} has {} records", told.len()));
         };
@@ -330,10 +340,9 @@ impl Picture {
             "" => directories().output.join(&record.vm_name),
             place => directories().output.join(place).join(&record.vm_name),
         };
-        let is_last = records
-            .iter()
-            .all(|other| other.vm_name != record.vm_name || other.job_id <= record.job_id);
         let link = PathBuf::from(format!("{}.qcow2", stem.display()));
+        // Of two jobs of one name, either may have been the last.
+        let is_last = scene.drops.len() == 1 || self.job_of(&link) == Some(record.job_id);
         let is_linked = self.tree.contains_key(&link);
         let error = PathBuf::from(format!("{}.error", stem.display()));
         let lonely_error = directories().output.join(error.file_name().unwrap());

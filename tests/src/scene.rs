@@ -155,20 +155,26 @@ impl Scene {
 
     /// One look at everything; `true` if nothing is left to do.
     fn round(&self, process: &Process, spool: &Spool) -> Result<bool> {
+        let mut served = true;
         for (path, request) in spool.requests()? {
-            self.serve(spool, &path, request)?;
+            served &= note(process, self.serve(spool, &path, request)).is_some();
         }
         for drop in self.visible(process)? {
-            note(process, spool.claim(&drop));
+            if let Err(error) = spool.claim(&drop) {
+                process.remark(&tell(&error));
+                note(process, spool.complain(&drop, &error));
+            }
         }
         let swept = recover::sweep(spool, &|_| false)?;
         for (_, error) in &swept.errors {
             process.remark(&tell(error));
         }
-        let mut idle = swept.errors.is_empty();
+        let mut idle = served && swept.errors.is_empty();
         for waiting in swept.waiting {
             match spool.hold(waiting.job_id) {
-                Ok(Hold::Job(job)) => idle &= note(process, work(process, *job)) == Some(false),
+                Ok(Hold::Job(job)) => {
+                    idle &= note(process, work(process, spool, *job)) == Some(false)
+                }
                 Ok(_) => {}
                 Err(error) => {
                     idle = false;
@@ -276,24 +282,27 @@ fn note<T>(process: &Process, result: Result<T>) -> Option<T> {
 }
 
 /// The worker: `true` if it got anywhere, `false` if the job has to wait for a file.
-fn work(process: &Process, mut job: Job) -> Result<bool> {
+fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
     let owner = text_of(process, &job.owner_path())?;
     for wanted in owner
         .split_whitespace()
         .filter_map(|word| word.strip_prefix("disk="))
     {
-        if !job.take(wanted)? && !job.take_archived(wanted)? {
+        if !job.take(wanted)? && !adopt(process, spool, &mut job, wanted)? {
             return Ok(false);
         }
     }
-    for name in owner
-        .split_whitespace()
-        .filter_map(|word| word.strip_prefix("name="))
-    {
-        job.rename_vm(VmName::new(name)?);
-    }
     if !job.begin()? {
         return Ok(true);
+    }
+    let names = owner
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("name="));
+    for name in names.map(VmName::new) {
+        let name = name?;
+        if name != job.memory.vm_name && !job.rename_vm(name)? {
+            return job.release().map(|()| true);
+        }
     }
     let result = convert(process, &job, &owner);
     match result {
@@ -309,6 +318,33 @@ fn work(process: &Process, mut job: Job) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// A disk that came before its owner: out of its own job, waiting or done.
+fn adopt(process: &Process, spool: &Spool, job: &mut Job, name: &str) -> Result<bool> {
+    for id in spool.jobs()? {
+        if id != job.id()
+            && let Hold::Job(other) = spool.hold(id)?
+            && other.is_bare_disk()
+            && other.memory.drop == name
+        {
+            return job.take_over(*other, name);
+        }
+    }
+    let records = process.read_dir(&directories().records())?;
+    for entry in records {
+        let stem = entry
+            .name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".json"));
+        if let Some(id) = stem.and_then(|stem| stem.parse().ok())
+            && let Some(record) = spool.record(id)?
+            && (record.drop == name && record.state == JobState::Completed)
+        {
+            return job.take_archived(name, id);
+        }
+    }
+    Ok(false)
 }
 
 pub fn convert(process: &Process, job: &Job, owner: &str) -> Result<Product> {

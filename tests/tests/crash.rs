@@ -69,16 +69,27 @@ fn a_manifest_whose_disks_arrive_later() {
     });
 }
 
+/// The disk is taken for a VM of its own; then its manifest comes.
 #[test]
-fn a_manifest_whose_disk_was_archived_before() {
-    let says = "disk=a.vmdk";
-    let mut drop = dropped("m.json", DropKind::Manifest, "m.json", &[], says, DONE);
-    drop.later = vec![("a.vmdk".into(), "a".into())];
-    run("archived disk", vec![drop], |scene| {
+fn a_manifest_whose_disk_came_before() {
+    let bare = Dropped {
+        ends: vec![],
+        ..disk("a.vmdk", "", DONE)
+    };
+    let owner = dropped(
+        "m.json",
+        DropKind::Manifest,
+        "m.json",
+        &[],
+        "disk=a.vmdk",
+        DONE,
+    );
+    run("disk waiting", vec![bare.clone(), owner.clone()], |_| {});
+    run("disk archived", vec![owner], |scene| {
         scene.before = |_, process| {
-            process
-                .write(&directories().processed().join("a.vmdk"), b"a")
-                .unwrap();
+            let alone = Scene::new(vec![disk("a.vmdk", "", DONE)]);
+            alone.deliver(process, &alone.drops[0]);
+            alone.drive(process).unwrap();
         };
     });
 }

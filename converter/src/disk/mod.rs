@@ -92,7 +92,7 @@ pub trait Layout: Send {
 
 /// Is told of the work that is done, and says when to stop.
 pub trait Observer: Sync {
-    /// `bytes` more of the source's allocated bytes are done.
+    /// `bytes` more of the source's allocated bytes are done; 0 says that other work goes on.
     fn advance(&self, bytes: u64);
 
     /// Asked at least once per batch; true ends the work as `cancelled`.

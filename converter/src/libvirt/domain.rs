@@ -1,6 +1,6 @@
 //! `domain.xml`: a q35 machine with the source's disks, network cards, firmware, CPU and memory.
 //!
-//! Follows libvirt's domain format (formatdomain) and its RELAX NG schema. Pure: paths in, text out.
+//! Follows libvirt's domain format (formatdomain) and its schema. Pure: paths in, text out.
 use std::path::{Path, PathBuf};
 
 use queue::instance::config::{Libvirt, OutFormat};

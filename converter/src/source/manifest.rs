@@ -10,38 +10,35 @@ use super::{Appliance, SourceDisk, file_name, open_reference};
 use crate::disk::{Algorithm, Checksum, Window};
 use crate::error::{Error, Result};
 
-/// Opens every disk of the manifest in `window`, in boot order.
-pub(super) fn open(roots: &Roots, window: &Window, checksum: bool) -> Result<Appliance> {
+/// Reads the manifest in `window`.
+pub(super) fn read(window: &Window) -> Result<Manifest> {
     let path = window.path();
     if window.length_bytes() > MAX_BYTES {
         return Err(
             Error::invalid(format!("{} is larger than 1 MiB", path.display()))
-                .with_remedy("a manifest is a small JSON file"),
+                .with_remedy("a manifest describes disks; it does not contain them"),
         );
     }
     let bytes = window.read_vec(0, window.length_bytes() as usize)?;
-    let manifest = Manifest::parse(&bytes).map_err(|mut error| {
+    Manifest::parse(&bytes).map_err(|mut error| {
         error.context = format!("{}: {}", path.display(), error.context);
         error
-    })?;
+    })
+}
+
+/// Opens every disk of the manifest in `window`, in boot order.
+pub(super) fn open(roots: &Roots, window: &Window, checksum: bool) -> Result<Appliance> {
+    let path = window.path();
+    let manifest = read(window)?;
     let mut disks = Vec::with_capacity(manifest.disks.len());
     for named in &manifest.disks {
         disks.push((boot_key(named), open_named(roots, path, named, checksum)?));
     }
     disks.sort_by_key(|(key, _)| *key);
-    let mut notes: Vec<String> = manifest
-        .unknown_fields()
-        .into_iter()
-        .map(|field| format!("the manifest's field {field} is not known and was ignored"))
-        .collect();
-    if notes.len() > 100 {
-        notes.truncate(100);
-        notes.push("and more fields".to_owned());
-    }
     Ok(Appliance {
         machine: manifest.machine(),
         disks: disks.into_iter().map(|(_, disk)| disk).collect(),
-        notes,
+        notes: Vec::new(),
     })
 }
 

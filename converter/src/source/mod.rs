@@ -15,7 +15,7 @@ mod vmdk;
 
 use std::path::Path;
 
-use queue::job::Machine;
+use queue::job::{Machine, Manifest};
 use queue::roots::Roots;
 
 use self::content::{Claim, Content};
@@ -63,10 +63,7 @@ pub fn open(roots: &Roots, owner: &Path, checksum: bool) -> Result<Appliance> {
     let (file, path) = roots.open_path(owner)?;
     let window = Window::whole(file, &path)?;
     let name = file_name(&path);
-    if path
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
-    {
+    if is_manifest(&path) {
         return manifest::open(roots, &window, checksum);
     }
     let content = Content::of(&window)?;
@@ -87,6 +84,20 @@ pub fn open(roots: &Roots, owner: &Path, checksum: bool) -> Result<Appliance> {
             notes: Vec::new(),
         }),
     }
+}
+
+/// The manifest, if `owner` is one: what it asks for beyond its disks is the caller's.
+pub fn read_manifest(roots: &Roots, owner: &Path) -> Result<Option<Manifest>> {
+    if !is_manifest(owner) {
+        return Ok(None);
+    }
+    let (file, path) = roots.open_path(owner)?;
+    manifest::read(&Window::whole(file, &path)?).map(Some)
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
 }
 
 fn open_reference(roots: &Roots, referrer: &Path, name: &str) -> Result<Window> {

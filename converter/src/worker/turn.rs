@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use queue::instance::Config;
-use queue::job::{Manifest, Phase, VmName, manifest, record};
+use queue::job::{Phase, VmName, record};
 use queue::recover::Waiting;
 use queue::roots::Roots;
 use queue::spool::{Fate, Job, Product};
@@ -123,7 +123,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     let owner = job.owner_path();
     let roots = Roots::open(&job.source_dir(), &settings.source_roots)?;
     let mut wishes = Wishes::of_config(&settings.config);
-    if let Some(manifest) = read_manifest(&roots, &owner)? {
+    if let Some(manifest) = source::read_manifest(&roots, &owner)? {
         wishes = wishes.heed(&manifest, &settings.output)?;
     }
     wishes.origin.drop.clone_from(&job.memory.drop);
@@ -168,27 +168,6 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     converted.metadata.notes.extend(wishes.notes);
     note_time(job, Phase::Convert, started);
     Ok(Some(converted))
-}
-
-fn read_manifest(roots: &Roots, owner: &std::path::Path) -> Result<Option<Manifest>> {
-    if owner
-        .extension()
-        .is_none_or(|extension| !extension.eq_ignore_ascii_case("json"))
-    {
-        return Ok(None);
-    }
-    let (file, path) = roots.open_path(owner)?;
-    let mut bytes = Vec::new();
-    let limit_bytes = manifest::MAX_BYTES;
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, limit_bytes + 1), &mut bytes)
-        .map_err(|error| Error::io("read", &path, error))?;
-    if bytes.len() as u64 > limit_bytes {
-        return Err(
-            Error::invalid(format!("{} is larger than 1 MiB", path.display()))
-                .with_remedy("a manifest describes disks; it does not contain them"),
-        );
-    }
-    Manifest::parse(&bytes).map(Some)
 }
 
 /// Gives the job the name its source bears, if that differs from what the claim made of it.

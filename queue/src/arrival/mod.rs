@@ -10,6 +10,7 @@ mod settle;
 mod tracker;
 pub mod watch;
 pub mod whole;
+pub mod xml;
 
 pub use drops::Arrival;
 pub use tracker::{Arrivals, Gathered};

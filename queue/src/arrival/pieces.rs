@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use crate::arrival::candidate;
+use crate::arrival::{candidate, xml};
 use crate::error::{Error, Result};
 use crate::job::{Manifest, Priority, manifest};
 
@@ -97,14 +97,7 @@ impl Scope<'_> {
     }
 
     fn of_ovf(&self, owner: &str, bytes: &[u8]) -> Result<Pieces> {
-        let bad = |error: String| {
-            Error::invalid(format!("{owner} is not an OVF descriptor"))
-                .with_remedy("export the VM again")
-                .with_source(error)
-        };
-        let text = std::str::from_utf8(bytes).map_err(|error| bad(error.to_string()))?;
-        // roxmltree refuses document type definitions, so no entity can grow or reach out.
-        let xml = roxmltree::Document::parse(text).map_err(|error| bad(error.to_string()))?;
+        let xml = xml::parse(xml::decode(bytes)?)?;
         let local = |node: &roxmltree::Node, name: &str| {
             node.attributes()
                 .find(|a| a.name() == name)

@@ -177,7 +177,8 @@ impl Spool {
 
     /// Tells of a drop that cannot be claimed; the drop stays where it is.
     pub fn complain(&self, drop: &Drop, error: &crate::error::Error) -> Result<()> {
-        let path = self.directories.error_text(&drop.vm_name);
+        let place = self.ensure_place(&drop.place)?;
+        let path = place.join(format!("{}.error", drop.vm_name));
         let text = crate::job::Failure::from(error).to_text();
         durable::replace(&*self.volume, &path, text.as_bytes())
     }

@@ -93,14 +93,11 @@ impl Job {
     }
 
     fn write_error_text(&self, failure: &Failure) -> Result<()> {
-        let place = self.spool.place_of(&self.memory);
-        if self.volume().stat(&place)?.is_none() {
-            return self.error_text_at(&self.spool.directories.output, failure);
-        }
-        self.error_text_at(&place, failure)
-    }
-
-    fn error_text_at(&self, place: &std::path::Path, failure: &Failure) -> Result<()> {
+        let place = match self.spool.ensure_place(&self.memory.place) {
+            // What stands in the way of the place is the failure, or else in nobody's way.
+            Err(error) if !error.kind.is_transient() => self.spool.directories.output.clone(),
+            place => place?,
+        };
         let path = place.join(format!("{}.error", self.memory.vm_name));
         if self
             .volume()

@@ -27,15 +27,24 @@ impl Spool {
             self.forget(id)?;
             return Ok(Hold::Over);
         };
-        let record = self
+        let mut record = self
             .record(id)?
             .unwrap_or_else(|| self.fresh_record(&memory));
+        // The record may be from before a name or priority that was remembered but not told.
+        record.vm_name = memory.vm_name.to_string();
+        record.priority = memory.priority;
         let mut job = Job::locked(self.clone(), memory, record, lock);
         match job.memory.stage.clone() {
             Stage::Claimed { .. } => job.resume_claim(),
             Stage::Running => job.count_crash(),
-            Stage::Publishing { .. } if !job.has_product()? => job.count_crash(),
-            Stage::Publishing { .. } => job.finish_publish().map(|()| Hold::Over),
+            Stage::Publishing { .. } if job.has_product()? => {
+                job.finish_publish().map(|()| Hold::Over)
+            }
+            // A later job of its name has replaced its result meanwhile.
+            Stage::Publishing { .. } if job.record.state == JobState::Completed => {
+                job.finish_archive().map(|()| Hold::Over)
+            }
+            Stage::Publishing { .. } => job.count_crash(),
             Stage::Failed { .. } => job.finish_failure().map(|()| Hold::Over),
         }
     }

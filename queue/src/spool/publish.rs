@@ -40,6 +40,16 @@ impl Spool {
         }
     }
 
+    /// The directory named by `place`, made if it is not there.
+    pub(super) fn ensure_place(&self, place: &str) -> Result<PathBuf> {
+        let mut dir = self.directories.output.clone();
+        for part in Path::new(place) {
+            dir.push(part);
+            durable::ensure_dir(&*self.volume, &dir, OWN_MODE)?;
+        }
+        Ok(dir)
+    }
+
     /// Takes away the link and the error text of earlier jobs of the same name, so that no poller
     /// takes them for this job's. Fails if something that is not ours stands there.
     pub(super) fn retire(&self, memory: &Memory) -> Result<()> {
@@ -170,8 +180,7 @@ impl Job {
         let Stage::Publishing { link, file } = self.memory.stage.clone() else {
             return Ok(());
         };
-        let place = self.spool.place_of(&self.memory);
-        self.ensure_place()?;
+        let place = self.spool.ensure_place(&self.memory.place)?;
         let result = place.join(self.memory.vm_name.as_str());
         let ours = Some(self.id().to_string());
         if self.spool.owner_of(&result)? != ours {
@@ -182,17 +191,13 @@ impl Job {
         self.write_link(&place.join(&link), &file)?;
         self.clear_staging()?;
         self.tell_completed(&result, &place.join(&link))?;
-        self.archive_source()?;
-        self.remove_job_dir()
+        self.finish_archive()
     }
 
-    fn ensure_place(&self) -> Result<()> {
-        let mut dir = self.spool.directories.output.clone();
-        for part in Path::new(&self.memory.place) {
-            dir.push(part);
-            durable::ensure_dir(self.volume(), &dir, OWN_MODE)?;
-        }
-        Ok(())
+    /// What remains of a job that was told completed.
+    pub(super) fn finish_archive(&self) -> Result<()> {
+        self.archive_source()?;
+        self.remove_job_dir()
     }
 
     /// Puts the staged directory in its place; an earlier result of ours leaves in the same step.

@@ -70,7 +70,13 @@ impl Spool {
 
     /// Consumes a request that was carried out.
     pub fn answer(&self, path: &Path) -> Result<()> {
-        self.volume.remove_file(path)
+        self.consume(path)
+    }
+
+    /// Durably, so that no power loss brings it back when it means something else.
+    fn consume(&self, path: &Path) -> Result<()> {
+        self.volume.remove_file(path)?;
+        self.volume.sync(durable::parent(path))
     }
 
     /// Consumes a request that cannot be carried out, and says why in its place.
@@ -80,6 +86,6 @@ impl Spool {
         let answer = json!({"request": request, "error": failure});
         let bytes = super::memory::to_json(&answer)?;
         durable::replace_volatile(&*self.volume, Path::new(&name), &bytes)?;
-        self.volume.remove_file(path)
+        self.consume(path)
     }
 }

@@ -34,6 +34,7 @@ const LAYERS: [(&str, &[&[&str]]); 4] = [
             &["export"],
             &["provider"],
             &["machine"],
+            &["transfer"],
             &["error"],
         ],
     ),
@@ -73,8 +74,8 @@ const DURABLE: [&str; 17] = [
     "libc::rename",
 ];
 
-/// The parts of the queue that move jobs.
-const MOVERS: [&str; 4] = ["spool", "arrival", "recover", "durable"];
+/// The parts of the queue that move jobs; `arrival` only reads.
+const MOVERS: [&str; 3] = ["spool", "recover", "durable"];
 
 fn layers(member: &str) -> Option<&'static [&'static [&'static str]]> {
     let found = LAYERS.iter().find(|(name, _)| *name == member)?;

@@ -6,51 +6,10 @@ use converter::error::{Error, Result};
 use queue::instance::config::GuestFix;
 use queue::instance::{self, Config, Instance};
 
-/// What the command line says about the daemon.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub struct Options {
-    /// The instance to run: its configuration is NAME.toml, its directories NAME-queue and so on
-    #[arg(long, value_name = "NAME", conflicts_with = "config")]
-    pub instance: Option<String>,
-    /// Read this configuration file instead of the instance's
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Watch this directory for drops
-    #[arg(long, value_name = "DIR")]
-    pub watch_dir: Option<PathBuf>,
-    /// Publish results in this directory
-    #[arg(long, value_name = "DIR")]
-    pub output_dir: Option<PathBuf>,
-    /// Keep working files in this directory
-    #[arg(long, value_name = "DIR")]
-    pub work_dir: Option<PathBuf>,
-    /// Do not repair guests
-    #[arg(long)]
-    pub no_fix: bool,
-    /// error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    pub log_level: Option<tracing::Level>,
-}
-
-#[derive(clap::Parser)]
-#[command(name = "hyper2kvm", version)]
-struct Command {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(clap::Subcommand)]
-enum Verb {
-    Daemon(Options),
-}
-
-pub fn main() -> ExitCode {
-    let Verb::Daemon(options) = <Command as clap::Parser>::parse().verb;
-    run(&options)
-}
+use crate::args::DaemonArgs;
 
 /// Runs the daemon; the exit code tells a wrong configuration (2) from trouble (1).
-pub fn run(options: &Options) -> ExitCode {
+pub fn run(options: &DaemonArgs) -> ExitCode {
     crate::journal::start(options.log_level.unwrap_or(tracing::Level::INFO));
     let options = options.clone();
     let loaded = match load(&options) {
@@ -77,7 +36,7 @@ fn complain(error: &Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn load(options: &Options) -> Result<Instance> {
+fn load(options: &DaemonArgs) -> Result<Instance> {
     let name = options.instance.as_deref().unwrap_or(instance::DEFAULT);
     let mut instance = match &options.config {
         None => Instance::load(name)?,
@@ -104,7 +63,7 @@ fn load(options: &Options) -> Result<Instance> {
 }
 
 /// A configuration file is named after its instance.
-fn instance_of(path: &Path) -> String {
+pub fn instance_of(path: &Path) -> String {
     let stem = path
         .file_stem()
         .and_then(|stem| stem.to_str())

@@ -1,7 +1,27 @@
-//! `hyper2kvm`: the converter's program.
+//! `hyper2kvm`: the converter's program. Each command is a file; this one only chooses.
+mod args;
+mod check_config;
+mod convert;
 mod daemon;
+mod inspect;
 mod journal;
+mod output;
+mod progress;
+mod publish;
+mod verify;
 
-fn main() -> std::process::ExitCode {
-    daemon::main()
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Daemon(args) => daemon::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::CheckConfig(args) => check_config::run(&args),
+    }
 }

@@ -197,103 +197,64 @@ fn orders_disks_by_controller_then_address() {
     );
 }
 
-#[test]
-fn refuses_what_makes_no_sense() {
-    let attached = attached("ovf:/disk/d");
-    let change = |from: &str, to: &str| minimal(FILE, &DISK.replace(from, to), &attached);
-    let two = ESXI.replace(
-        "</VirtualSystem>",
-        "</VirtualSystem><VirtualSystem ovf:id='b'/>",
-    );
-    let collection = two
-        .replacen(
-            "<VirtualSystem ",
-            "<VirtualSystemCollection ovf:id='shop'><VirtualSystem ",
-            1,
-        )
-        .replace("</Envelope>", "</VirtualSystemCollection></Envelope>");
-    let units = " ovf:capacityAllocationUnits='byte * 2^64'";
-    let cases = [
-        (collection, ErrorKind::Unsupported, "\"shop\") of 2"),
-        (two, ErrorKind::Unsupported, "of 2 virtual machines"),
-        (
-            "<domain/>".to_owned(),
-            ErrorKind::Invalid,
-            "no OVF envelope",
-        ),
-        ("not xml".to_owned(), ErrorKind::Corrupt, "well-formed"),
-        (minimal("", "", ""), ErrorKind::Invalid, "no disk"),
-        (
-            minimal("", DISK, &attached),
-            ErrorKind::Corrupt,
-            "not listed",
-        ),
-        (
-            minimal(FILE, "", &attached),
-            ErrorKind::Corrupt,
-            "described nowhere",
-        ),
-        (
-            minimal(FILE, &DISK.repeat(2), ""),
-            ErrorKind::Corrupt,
-            "stands twice",
-        ),
-        (
-            minimal(&FILE.repeat(2), DISK, ""),
-            ErrorKind::Corrupt,
-            "stands twice",
-        ),
-        (change("'1'", "'-1'"), ErrorKind::Corrupt, "capacity"),
-        (
-            change("'1'", "'99999999999999999999'"),
-            ErrorKind::Corrupt,
-            "capacity",
-        ),
-        (
-            change("'1'", &format!("'1'{units}")),
-            ErrorKind::Corrupt,
-            "capacity",
-        ),
-        (
-            change("'1'", "'1' ovf:parentRef='x'"),
-            ErrorKind::Unsupported,
-            "delta",
-        ),
-        (
-            minimal("<File ovf:id='f'/>", DISK, ""),
-            ErrorKind::Corrupt,
-            "no href",
-        ),
-        (
-            minimal("<File ovf:id='f' ovf:href='http://h/a'/>", DISK, ""),
-            ErrorKind::Unsupported,
-            "elsewhere",
-        ),
-        (
-            ESXI.replace(
-                "<Envelope ",
-                "<!DOCTYPE x SYSTEM 'file:///etc/passwd'><Envelope ",
-            ),
-            ErrorKind::Invalid,
-            "document type",
-        ),
-        (
-            ESXI.replace(">web-01<", ">&name;<"),
-            ErrorKind::Corrupt,
-            "well-formed",
-        ),
-        (
-            ESXI.replace("Envelope>", "Envelop>"),
-            ErrorKind::Corrupt,
-            "well-formed",
-        ),
-    ];
-    for (text, kind, about) in cases {
+#[track_caller]
+fn refused(cases: &[(String, &str)], kind: ErrorKind) {
+    for (text, about) in cases {
         let error = parse(text.as_bytes()).unwrap_err();
         assert_eq!(error.kind, kind, "{error} ({about})");
         assert!(error.to_string().contains(about), "{error} ({about})");
         assert!(error.remedy.is_some(), "{error}");
     }
+}
+
+fn changed_disk(from: &str, to: &str) -> String {
+    let items = attached("ovf:/disk/d");
+    minimal(FILE, &DISK.replace(from, to), &items)
+}
+
+#[test]
+fn refuses_what_is_no_single_machine() {
+    let second = "</VirtualSystem><VirtualSystem ovf:id='b'/>";
+    let two = ESXI.replace("</VirtualSystem>", second);
+    let opening = "<VirtualSystemCollection ovf:id='shop'><VirtualSystem ";
+    let collection = two
+        .replacen("<VirtualSystem ", opening, 1)
+        .replace("</Envelope>", "</VirtualSystemCollection></Envelope>");
+    let elsewhere = "<File ovf:id='f' ovf:href='http://h/a'/>";
+    let unsupported = [
+        (collection, "\"shop\") of 2"),
+        (two, "of 2 virtual machines"),
+        (minimal(elsewhere, DISK, ""), "elsewhere"),
+        (changed_disk("'1'", "'1' ovf:parentRef='x'"), "delta"),
+    ];
+    refused(&unsupported, ErrorKind::Unsupported);
+    let dtd = "<!DOCTYPE x SYSTEM 'file:///etc/passwd'><Envelope ";
+    let invalid = [
+        ("<domain/>".to_owned(), "no OVF envelope"),
+        (minimal("", "", ""), "no disk"),
+        (ESXI.replace("<Envelope ", dtd), "document type"),
+    ];
+    refused(&invalid, ErrorKind::Invalid);
+}
+
+#[test]
+fn refuses_what_contradicts_itself() {
+    let attached = attached("ovf:/disk/d");
+    let units = "'1' ovf:capacityAllocationUnits='byte * 2^64'";
+    let corrupt = [
+        (minimal("", DISK, &attached), "not listed"),
+        (minimal(FILE, "", &attached), "described nowhere"),
+        (minimal(FILE, &DISK.repeat(2), ""), "stands twice"),
+        (minimal(&FILE.repeat(2), DISK, ""), "stands twice"),
+        (minimal("<File ovf:id='f'/>", DISK, ""), "no href"),
+        (changed_disk("'1'", "'-1'"), "capacity"),
+        (changed_disk("'1'", "'99999999999999999999'"), "capacity"),
+        (changed_disk("'1'", units), "capacity"),
+        ("not xml".to_owned(), "well-formed"),
+        (ESXI.replace(">web-01<", ">&name;<"), "well-formed"),
+        (ESXI.replace("Envelope>", "Envelop>"), "well-formed"),
+    ];
+    refused(&corrupt, ErrorKind::Corrupt);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
 use exporter::error::{Error, ErrorKind, Result};
-use exporter::export::follow::Patience;
-use exporter::export::{Route, direct};
+use exporter::worker::follow::Patience;
+use exporter::worker::{Route, direct};
 use queue::instance::{DEFAULT, Instance};
 
 const MAX_BATCH_BYTES: u64 = 1024 * 1024;
@@ -28,7 +28,7 @@ pub enum Format {
     Vmdk,
 }
 
-/// Exports a VM now and converts it: through the instance's daemon when it runs, directly otherwise.
+/// Exports a VM now and converts it: through the instance's daemon if it runs, else directly.
 #[derive(Debug, Parser)]
 #[command(
     name = "hyperexport",

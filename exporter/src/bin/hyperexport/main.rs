@@ -11,10 +11,10 @@ use std::time::Instant;
 use args::{Args, Target};
 use clap::Parser;
 use exporter::error::{Error, ErrorKind, Result};
-use exporter::export::follow::Ending;
-use exporter::export::{Export, Outcome};
-use exporter::provider::local::Local;
+use exporter::export::Export;
 use exporter::transfer::Monitor;
+use exporter::worker::follow::Ending;
+use exporter::worker::{Outcome, Task};
 use indicatif::MultiProgress;
 use nix::sys::signal::{SigSet, Signal};
 use queue::instance::Instance;
@@ -120,12 +120,14 @@ impl Program {
     }
 
     fn export(&self, target: &Target) -> Result<u8> {
-        let provider = Local::new(&target.source, target.name.as_deref());
-        let route = self.args.route();
-        let mut export = Export::describe(Box::new(provider), self.instance.clone(), route)?;
-        export.quiet = self.args.quiet || self.args.json || self.args.batch.is_some();
+        let task = Task {
+            export: Export::local(&target.source, target.name.as_deref())?,
+            instance: self.instance.clone(),
+            route: self.args.route(),
+            quiet: self.args.quiet || self.args.json || self.args.batch.is_some(),
+        };
         if self.args.dry_run {
-            self.print(&show::plan(&export, self.args.json));
+            self.print(&show::plan(&task, self.args.json));
             return Ok(0);
         }
         let quiet = self.args.quiet;
@@ -134,18 +136,18 @@ impl Program {
             bar.warn("--output is not used: the disks go into the queue, the result comes from it");
         }
         let started = Instant::now();
-        let ended = export.run(&bar);
+        let ended = task.run(&bar);
         bar.clear();
         let outcome = ended?;
         if self.args.libvirt && matches!(outcome.ending, Ending::Completed { .. }) {
-            define(&export)?;
+            define(&task)?;
         }
-        Ok(self.report(&export, &outcome, started.elapsed().as_secs_f64()))
+        Ok(self.report(&task, &outcome, started.elapsed().as_secs_f64()))
     }
 
-    fn report(&self, export: &Export, outcome: &Outcome, seconds: f64) -> u8 {
+    fn report(&self, task: &Task, outcome: &Outcome, seconds: f64) -> u8 {
         if self.args.json {
-            self.print(&format!("{}\n", show::outcome(export, outcome, seconds)));
+            self.print(&format!("{}\n", show::outcome(task, outcome, seconds)));
         }
         match &outcome.ending {
             Ending::Completed { outputs } => {
@@ -154,7 +156,7 @@ impl Program {
                         .iter()
                         .map(|path| path.display().to_string())
                         .collect();
-                    self.print(&format!("{}: {}\n", export.name, paths.join(" ")));
+                    self.print(&format!("{}: {}\n", task.export.name, paths.join(" ")));
                 }
                 0
             }
@@ -166,7 +168,7 @@ impl Program {
                 let minutes = self.args.hyper2kvm_daemon_timeout;
                 self.say_error(&format!(
                     "{} did not end within {minutes} minutes; its job goes on\n{}\n",
-                    export.name,
+                    task.export.name,
                     how_to_follow(outcome)
                 ));
                 TIMED_OUT
@@ -174,7 +176,7 @@ impl Program {
             Ending::Interrupted => {
                 self.say_error(&format!(
                     "interrupted while {} was being converted\n{}\n",
-                    export.name,
+                    task.export.name,
                     how_to_follow(outcome)
                 ));
                 FAILED
@@ -201,13 +203,13 @@ fn how_to_follow(outcome: &Outcome) -> String {
 }
 
 /// Hands the result's domain.xml to libvirt.
-fn define(export: &Export) -> Result<()> {
-    let path = export
+fn define(task: &Task) -> Result<()> {
+    let path = task
         .instance
         .directories
-        .result(&export.name)
+        .result(&task.export.name)
         .join("domain.xml");
-    let uri = &export.instance.config.libvirt.uri;
+    let uri = &task.instance.config.libvirt.uri;
     let output = Command::new("virsh")
         .args(["--connect", uri, "define"])
         .arg(&path)

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use exporter::error::Error;
-use exporter::export::daemon::Presence;
-use exporter::export::follow::Ending;
-use exporter::export::{Export, Outcome, Route};
 use exporter::transfer::Monitor;
+use exporter::worker::daemon::Presence;
+use exporter::worker::follow::Ending;
+use exporter::worker::{Outcome, Route, Task};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -98,28 +98,31 @@ pub fn error_text(error: &Error) -> String {
     text
 }
 
-fn description(export: &Export) -> Value {
+fn description(task: &Task) -> Value {
     json!({
-        "vm_name": export.name.as_str(),
-        "provider": export.provider(),
-        "instance": export.instance.name,
+        "vm_name": task.export.name.as_str(),
+        "provider": task.export.provider(),
+        "instance": task.instance.name,
     })
 }
 
 /// What would be done.
-pub fn plan(export: &Export, as_json: bool) -> String {
-    let directories = &export.instance.directories;
+pub fn plan(task: &Task, as_json: bool) -> String {
+    let directories = &task.instance.directories;
     let output = directories.output.display();
-    let what = match (&export.route, export.presence()) {
+    let what = match (&task.route, task.presence()) {
         (Route::Directory { output, .. }, _) => {
-            format!("copy to {}", output.join(export.name.as_str()).display())
+            format!(
+                "copy to {}",
+                output.join(task.export.name.as_str()).display()
+            )
         }
         (Route::Queue { .. }, Some(Presence::Running { .. })) => {
-            let (queue, service) = (directories.queue.display(), export.instance.service());
+            let (queue, service) = (directories.queue.display(), task.instance.service());
             format!("submit to {queue} for {service}, result in {output}")
         }
         (Route::Queue { converter, .. }, _) => {
-            let (service, converter) = (export.instance.service(), converter.display());
+            let (service, converter) = (task.instance.service(), converter.display());
             format!("{service} is not running: convert with {converter} into {output}")
         }
         (Route::Convert { converter, .. }, _) => {
@@ -127,15 +130,15 @@ pub fn plan(export: &Export, as_json: bool) -> String {
         }
     };
     if as_json {
-        let mut value = description(export);
+        let mut value = description(task);
         merge(
             &mut value,
-            json!({"outcome": "dry_run", "disks": export.vm.disks, "plan": what}),
+            json!({"outcome": "dry_run", "disks": task.export.vm.disks, "plan": what}),
         );
         return format!("{value}\n");
     }
-    let mut text = format!("{}: {what}\n", export.name);
-    for disk in &export.vm.disks {
+    let mut text = format!("{}: {what}\n", task.export.name);
+    for disk in &task.export.vm.disks {
         text.push_str(&format!(
             "  {} {} ({}, {} bytes)\n",
             disk.id, disk.file, disk.format, disk.size_bytes
@@ -145,10 +148,10 @@ pub fn plan(export: &Export, as_json: bool) -> String {
 }
 
 /// The answer about one VM, for standard output.
-pub fn outcome(export: &Export, outcome: &Outcome, seconds: f64) -> Value {
-    let mut value = description(export);
+pub fn outcome(task: &Task, outcome: &Outcome, seconds: f64) -> Value {
+    let mut value = description(task);
     let (word, error) = match &outcome.ending {
-        Ending::Completed { .. } if matches!(export.route, Route::Directory { .. }) => {
+        Ending::Completed { .. } if matches!(task.route, Route::Directory { .. }) => {
             ("exported", None)
         }
         Ending::Completed { .. } => ("completed", None),

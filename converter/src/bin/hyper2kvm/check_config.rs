@@ -1,0 +1,60 @@
+//! `hyper2kvm check-config`: parses a configuration as the daemon would and shows what it means.
+use std::path::Path;
+use std::process::ExitCode;
+
+use converter::error::{Error, Result};
+use queue::instance::{self, Config, Instance};
+
+use crate::args::CheckConfigArgs;
+use crate::output;
+
+pub fn run(args: &CheckConfigArgs) -> ExitCode {
+    match check(args) {
+        Ok(lines) => {
+            lines.iter().for_each(|line| output::line(line));
+            ExitCode::SUCCESS
+        }
+        Err(error) => output::trouble(&error, false, output::WRONG_USAGE),
+    }
+}
+
+fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
+    let name = args.instance.as_deref().unwrap_or(instance::DEFAULT);
+    let (shown, instance) = match &args.file {
+        Some(path) => (path.display().to_string(), read(path)?),
+        None => {
+            let path = instance::config_path(name);
+            let absent = if path.exists() {
+                ""
+            } else {
+                " (absent: the defaults)"
+            };
+            (format!("{}{absent}", path.display()), Instance::load(name)?)
+        }
+    };
+    let directories = &instance.directories;
+    let mut lines = vec![
+        format!("{shown}: ok"),
+        format!("  instance   {}", instance.name),
+        format!("  service    {}", instance.service()),
+    ];
+    for (name, path) in [
+        ("queue", &directories.queue),
+        ("output", &directories.output),
+        ("work", &directories.work),
+    ] {
+        let absent = if path.is_dir() { "" } else { " (not there)" };
+        lines.push(format!("  {name:<10} {}{absent}", path.display()));
+    }
+    Ok(lines)
+}
+
+fn read(path: &Path) -> Result<Instance> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::io("read configuration", path, error))?;
+    let config = Config::parse(&text, path)?;
+    Ok(Instance::with_config(
+        &crate::daemon::instance_of(path),
+        config,
+    ))
+}

@@ -1,0 +1,207 @@
+//! `hyper2kvm convert`: one conversion in the foreground, whole or not at all.
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use converter::convert::vm::{self, Converted, Order};
+use converter::convert::wishes::Wishes;
+use converter::error::{Error, Result};
+use converter::source::{self, Appliance};
+use queue::instance::Config;
+use queue::instance::config::Libvirt;
+use queue::job::{DiskRecord, VmName};
+use queue::roots::Roots;
+use serde::Serialize;
+
+use crate::args::ConvertArgs;
+use crate::output;
+use crate::progress::{Interrupt, Progress};
+use crate::publish::{Place, Staging};
+
+/// What was made of one source.
+#[derive(Serialize)]
+struct Outcome {
+    source: PathBuf,
+    vm_name: String,
+    /// The first disk's image.
+    output: PathBuf,
+    disks: Vec<DiskRecord>,
+    notes: Vec<String>,
+}
+
+pub fn run(args: &ConvertArgs) -> ExitCode {
+    if args.name.is_some() && args.sources.len() > 1 {
+        let error = Error::invalid("--name needs a single SOURCE");
+        return output::trouble(&error, args.json, output::WRONG_USAGE);
+    }
+    let ready = Interrupt::listen()
+        .and_then(|interrupt| Ok((interrupt, Place::of(&args.output, args.sources.len())?)));
+    let (interrupt, place) = match ready {
+        Ok(ready) => ready,
+        Err(error) => return output::trouble(&error, args.json, output::WRONG_USAGE),
+    };
+    let mut outcomes = Vec::with_capacity(args.sources.len());
+    for path in &args.sources {
+        match convert(args, path, &place, &interrupt) {
+            Ok(outcome) => {
+                if !args.json {
+                    show(&outcome);
+                }
+                outcomes.push(outcome);
+            }
+            Err(error) => {
+                if args.json && !outcomes.is_empty() {
+                    output::json(&outcomes);
+                }
+                return output::trouble(&error, args.json, output::FAILED);
+            }
+        }
+    }
+    if args.json {
+        output::json(&outcomes);
+    }
+    ExitCode::SUCCESS
+}
+
+/// A source on the command line: its owner, and where the files that it names may lie.
+pub fn locate(path: &Path, source_roots: &[PathBuf]) -> Result<(Roots, PathBuf)> {
+    let find = |error| Error::io("find", path, error);
+    let mut owner = path.canonicalize().map_err(find)?;
+    if owner.is_dir() {
+        let names = queue::job::manifest::FIXED_NAMES.map(|name| owner.join(name));
+        owner = names
+            .into_iter()
+            .find(|path| path.is_file())
+            .ok_or_else(|| {
+                Error::invalid(format!("{} holds no manifest.json", path.display()))
+                    .with_remedy("name the disk, the OVF or the manifest in it")
+            })?;
+    }
+    let parent = owner.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let mut sources = vec![parent.clone()];
+    for root in source_roots {
+        sources.push(
+            root.canonicalize()
+                .map_err(|error| Error::io("find", root, error))?,
+        );
+    }
+    Ok((Roots::open(&parent, &sources)?, owner))
+}
+
+fn convert(
+    args: &ConvertArgs,
+    path: &Path,
+    place: &Place,
+    interrupt: &Interrupt,
+) -> Result<Outcome> {
+    let (roots, owner) = locate(path, &args.source_roots)?;
+    let mut wishes = wishes(args, &roots, &owner, place)?;
+    wishes.origin.drop = path.display().to_string();
+    let appliance = source::open(&roots, &owner, !args.no_checksum)?;
+    let name = vm_name(args, &appliance, &owner)?;
+    let count = appliance.disks.len();
+    if matches!(place, Place::File(_)) && count > 1 {
+        return Err(
+            Error::invalid(format!("{} has {count} disks", path.display()))
+                .with_remedy("give a directory as --output"),
+        );
+    }
+    let format = wishes.plan.format.as_str();
+    let staging = Staging::create(place, &name, format, args.overwrite)?;
+    vm::check_space(&appliance, &wishes.plan, staging.directory())?;
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let host = host.to_string_lossy();
+    let libvirt = Libvirt {
+        emit_domain_xml: matches!(place, Place::Directory(_)),
+        ..Libvirt::default()
+    };
+    let order = Order {
+        name: &name,
+        first_file: wishes.first_file.as_deref(),
+        plan: &wishes.plan,
+        libvirt: &libvirt,
+        directory: staging.directory(),
+        result: staging.result_dir(),
+        origin: wishes.origin.clone(),
+        host: &host,
+    };
+    let progress = Progress::new(vm::work_bytes(&appliance), args.json, interrupt);
+    let mut converted = vm::vm(&appliance, &order, &progress, &mut |number, disk| {
+        progress.say(format!("{} ({number}/{count})", disk.name));
+    })?;
+    drop(progress);
+    converted
+        .metadata
+        .notes
+        .extend(wishes.notes.iter().cloned());
+    if matches!(place, Place::Directory(_)) {
+        write_metadata(&converted, staging.directory())?;
+    }
+    let output = staging.publish(&converted.file)?;
+    Ok(Outcome {
+        source: owner,
+        vm_name: name.to_string(),
+        output,
+        disks: converted.disks,
+        notes: converted.metadata.notes,
+    })
+}
+
+/// What the manifest asks for, if the source is one, and over it what the command line says.
+fn wishes(args: &ConvertArgs, roots: &Roots, owner: &Path, place: &Place) -> Result<Wishes> {
+    let mut wishes = Wishes::of_config(&Config::default());
+    if let Some(mut manifest) = source::read_manifest(roots, owner)? {
+        // --output says where the result goes.
+        if let Some(output) = manifest.output.as_mut() {
+            output.directory = None;
+        }
+        wishes = wishes.heed(&manifest, Path::new("/"))?;
+    }
+    let plan = &mut wishes.plan;
+    plan.threads = args.threads;
+    if let Some(format) = args.format {
+        plan.format = format.into();
+        wishes.first_file = None;
+    }
+    if let Place::File(path) = place {
+        let name = path.file_name().unwrap_or_default();
+        wishes.first_file = Some(name.to_string_lossy().into_owned());
+    }
+    if let Some(compression) = args.compress {
+        plan.compress = compression.into();
+    }
+    Ok(wishes)
+}
+
+fn vm_name(args: &ConvertArgs, appliance: &Appliance, owner: &Path) -> Result<VmName> {
+    if let Some(name) = &args.name {
+        return VmName::new(name);
+    }
+    let stem = owner.file_stem().unwrap_or_default().to_string_lossy();
+    let named = appliance.machine.name.as_deref();
+    Ok(named
+        .and_then(|name| VmName::new(name).ok())
+        .unwrap_or_else(|| VmName::of_file(&stem)))
+}
+
+fn write_metadata(converted: &Converted, directory: &Path) -> Result<()> {
+    let path = directory.join("metadata.json");
+    std::fs::write(&path, converted.metadata.to_json()?)
+        .map_err(|error| Error::io("write", &path, error))
+}
+
+fn show(outcome: &Outcome) {
+    output::line(&outcome.output.display().to_string());
+    for disk in &outcome.disks {
+        output::line(&format!(
+            "  {}: {}, {} of {} written, {}",
+            disk.name,
+            disk.source_format,
+            indicatif::BinaryBytes(disk.output_bytes),
+            indicatif::BinaryBytes(disk.virtual_size_bytes),
+            disk.digest.as_deref().unwrap_or_default(),
+        ));
+    }
+    for note in &outcome.notes {
+        output::line(&format!("  note: {note}"));
+    }
+}

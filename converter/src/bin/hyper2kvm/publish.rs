@@ -1,0 +1,138 @@
+//! Publishes a conversion without a queue: made aside, durable, then in place by one rename.
+//!
+//! Nothing is replaced unless that was asked for, and what is replaced stays whole until then.
+use std::path::{Path, PathBuf};
+
+use converter::error::{Error, Result};
+use queue::durable::{self, HostVolume, Volume};
+use queue::job::VmName;
+
+/// Where a conversion's result goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// One image, and nothing else.
+    File(PathBuf),
+    /// A directory that gets one per VM, and a link to its first disk.
+    Directory(PathBuf),
+}
+
+impl Place {
+    /// A directory if it is one, ends in a slash, or several sources go there.
+    pub fn of(output: &Path, sources: usize) -> Result<Self> {
+        let ends_in_slash = output.as_os_str().as_encoded_bytes().ends_with(b"/");
+        let path = std::path::absolute(output).map_err(|error| Error::io("find", output, error))?;
+        if path.is_dir() || ends_in_slash || sources > 1 {
+            std::fs::create_dir_all(&path).map_err(|error| Error::io("create", &path, error))?;
+            return Ok(Self::Directory(path));
+        }
+        Ok(Self::File(path))
+    }
+}
+
+/// One result in the making: a directory aside, removed again unless it was published.
+pub struct Staging {
+    volume: HostVolume,
+    directory: PathBuf,
+    result: PathBuf,
+    link: Option<PathBuf>,
+    overwrite: bool,
+}
+
+impl Staging {
+    /// Prepares the result of the VM `name`; what is in the way is an error before any work.
+    pub fn create(place: &Place, name: &VmName, format: &str, overwrite: bool) -> Result<Self> {
+        let (result, link) = match place {
+            Place::File(path) => (path.clone(), None),
+            Place::Directory(path) => {
+                let link = path.join(format!("{name}.{format}"));
+                (path.join(name.as_str()), Some(link))
+            }
+        };
+        let parent = durable::parent(&result);
+        let directory = parent.join(format!(".{name}.{}.part", std::process::id()));
+        let staging = Self {
+            volume: HostVolume,
+            directory,
+            result,
+            link,
+            overwrite,
+        };
+        staging.check()?;
+        staging.volume.create_dir(&staging.directory, 0o755)?;
+        Ok(staging)
+    }
+
+    fn check(&self) -> Result<()> {
+        for path in std::iter::once(&self.result).chain(&self.link) {
+            let taken = self.volume.stat(path)?.is_some();
+            if taken && !self.overwrite {
+                return Err(self.in_the_way(path));
+            }
+        }
+        Ok(())
+    }
+
+    fn in_the_way(&self, path: &Path) -> Error {
+        Error::invalid(format!("{} is there already", path.display()))
+            .with_remedy("choose another output, or say --overwrite")
+    }
+
+    /// Where the disks are to be written.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where they will be: for a single image, the directory it stands in.
+    pub fn result_dir(&self) -> &Path {
+        if self.link.is_some() {
+            &self.result
+        } else {
+            durable::parent(&self.result)
+        }
+    }
+
+    /// Makes the result durable and puts it in place; `first` is the first disk's file name.
+    /// Returns the image's path.
+    pub fn publish(self, first: &str) -> Result<PathBuf> {
+        durable::sync_tree(&self.volume, &self.directory)?;
+        let Some(link) = &self.link else {
+            self.put(&self.directory.join(first), &self.result)?;
+            self.volume.sync(durable::parent(&self.result))?;
+            return Ok(self.result.clone());
+        };
+        self.put(&self.directory, &self.result)?;
+        let parent = durable::parent(&self.result);
+        self.volume.sync(parent)?;
+        let name = self.result.file_name().unwrap_or_default();
+        let target = Path::new(name).join(first);
+        let aside = self.directory.with_extension("link");
+        self.volume.symlink(&target, &aside)?;
+        self.put(&aside, link)?;
+        self.volume.sync(parent)?;
+        Ok(self.result.join(first))
+    }
+
+    /// Renames; what is replaced ends up at `from` and goes with the staging.
+    fn put(&self, from: &Path, to: &Path) -> Result<()> {
+        if self.volume.rename_new(from, to)? {
+            return Ok(());
+        }
+        if !self.overwrite {
+            return Err(self.in_the_way(to));
+        }
+        if self.volume.exchange(from, to)? {
+            return durable::remove_tree(&self.volume, from);
+        }
+        self.volume.rename(from, to)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What cannot be removed is ours, hidden, and named after this process.
+        let _ = durable::remove_tree(&self.volume, &self.directory);
+        let _ = self
+            .volume
+            .remove_file(&self.directory.with_extension("link"));
+    }
+}
