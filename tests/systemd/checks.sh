@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs as root in the booted system, on the units as installed. Prints "ok NAME" or "not ok NAME" for
-# each check; what went before the line says why.
+# Runs as root in the booted system, on the units as installed. Prints "ok NAME" or "not ok NAME"
+# for each check; what went before the line says why.
 set -u
 state=/var/lib/hyper2kvm
 disks=$state/disks

@@ -1,5 +1,5 @@
-//! The installed units under a real systemd: a small Debian boots in a container, runs the checks of
-//! tests/systemd/checks.sh on them and powers off; the results are then judged by qemu-img here.
+//! The installed units under a real systemd: a small Debian boots in a container, runs the checks
+//! of tests/systemd/checks.sh on them and powers off; qemu-img judges the results afterwards.
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
