@@ -244,3 +244,25 @@ fn appliances_with_two_disks() {
     assert_eq!(error.kind, ErrorKind::Corrupt);
     assert!(error.to_string().contains("vm.mf"), "{error}");
 }
+
+/// Packed and whole blocks across several refcount blocks, without a byte of data written.
+#[test]
+fn refcounts_of_large_packed_images() {
+    use converter::disk::{BLOCK_BYTES, Layout};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.qcow2");
+    let file = std::fs::File::create_new(&path).unwrap();
+    let blocks = 150_000;
+    let capacity_bytes = blocks * BLOCK_BYTES;
+    let mut layout = converter::qcow2::Qcow2Layout::new(file.into(), path.clone(), capacity_bytes);
+    for (index, size) in (0..blocks).zip(images::noise(9, blocks as usize)) {
+        match size {
+            0..20 => continue,
+            20..60 => layout.place(index).unwrap(),
+            60..100 => layout.place_packed(index, u64::from(size)).unwrap(),
+            _ => layout.place_packed(index, u64::from(size) * 256).unwrap(),
+        };
+    }
+    layout.finish().unwrap();
+    images::qemu_img(&["check", "-q", "-f", "qcow2", images::text(&path)]);
+}
