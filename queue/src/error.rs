@@ -1,4 +1,4 @@
-//! The queue's one error: what went wrong (`ErrorKind`, stable), with what, and what to do about it.
+//! The queue's one error: what went wrong (`ErrorKind`, stable), with what, and the remedy.
 //!
 //! The kind decides a job's fate (`ErrorKind::is_transient`); the text is for people.
 use std::fmt;

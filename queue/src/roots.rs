@@ -1,4 +1,5 @@
-//! Path confinement: opens what untrusted names point to, beneath the roots a job may read, never elsewhere.
+//! Path confinement: opens what untrusted names point to, beneath the roots a job may read, and
+//! never elsewhere.
 //!
 //! Every open goes through openat2(2) with RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
 //! RESOLVE_NO_MAGICLINKS, so neither `..`, nor an absolute path, nor a symbolic link leaves a root,
@@ -82,7 +83,7 @@ impl Roots {
         Err(outside(referrer, name))
     }
 
-    /// Opens the regular file at `path`, which must lie beneath the job's directory or a source root.
+    /// Opens the regular file at `path`, which lies beneath the job's directory or a source root.
     pub fn open_path(&self, path: &Path) -> Result<(File, PathBuf)> {
         for root in std::iter::once(&self.job).chain(&self.sources) {
             if let Ok(beneath) = path.strip_prefix(&root.path) {
@@ -115,6 +116,15 @@ fn outside(referrer: &Path, name: &str) -> Error {
         referrer.display()
     ))
     .with_remedy("put the file beside its owner, or add its directory to source_roots")
+}
+
+/// Whether `name` is a plain relative path: without `..`, not absolute, not empty.
+pub fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && !name.contains('\0')
+        && Path::new(name)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn open_directory(path: &Path) -> Result<Root> {

@@ -72,7 +72,7 @@ fn strike(what: &str, scene: &Scene, disk: &Disk, at: (u64, Fault), tally: &mut 
         let after = disk.after(crash);
         let verdict = Picture::of(&after).check_always(scene);
         demand_with(&what, &[disk, &after], verdict);
-        if tally.crashes % SECOND_STRIKE_EVERY == 0 {
+        if tally.crashes.is_multiple_of(SECOND_STRIKE_EVERY) {
             strike_again(&what, scene, disk, &after, tally);
         }
         let promise = outcome.is_ok().then(|| Picture::of(disk));
@@ -88,9 +88,23 @@ fn strike(what: &str, scene: &Scene, disk: &Disk, at: (u64, Fault), tally: &mut 
             demand_with(&what, &[disk, &after], same_ends(scene, &before, &end));
         }
     }
-    if !process.is_dead() {
-        drop(process);
-        finish(what, scene, disk);
+    if process.is_dead() {
+        return outlive(what, scene, disk, tally);
+    }
+    drop(process);
+    finish(what, scene, disk);
+}
+
+/// The process was killed, the machine goes on: what it did not sync is still in doubt when another
+/// one has finished its work.
+fn outlive(what: &str, scene: &Scene, disk: &Disk, tally: &mut Tally) {
+    let what = format!("{what}, then a power loss at the end");
+    demand(&what, disk, complete(scene, disk));
+    for crash in disk.crashes() {
+        tally.crashes += 1;
+        let after = disk.after(&crash);
+        let outcome = complete(scene, &after);
+        demand_with(&format!("{what}: {crash}"), &[disk, &after], outcome);
     }
 }
 
@@ -138,6 +152,8 @@ fn strike_again(what: &str, scene: &Scene, first: &Disk, start: &Disk, tally: &m
 }
 
 fn complete(scene: &Scene, disk: &Disk) -> Verdict {
+    // What was written aside is stale by now.
+    disk.age();
     let process = scene.start(disk);
     scene.drive(&process).map_err(|error| tell(&error))?;
     Picture::of(disk).check_end(scene)
@@ -196,8 +212,6 @@ pub fn strike_repeatedly(name: &str, scene: &Scene, times: u32) -> u32 {
             process.fault_at(step, Fault::KillBefore);
             let _ = scene.drive(&process);
         }
-        // Time passes: what was written aside is stale.
-        disk.settle();
         finish(
             &format!("{name}: killed {times} times at step {step}"),
             scene,

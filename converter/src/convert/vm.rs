@@ -52,7 +52,7 @@ pub fn check_space(appliance: &Appliance, plan: &Plan, directory: &Path) -> Resu
     for disk in &appliance.disks {
         needed_bytes = needed_bytes.saturating_add(space_needed_bytes(disk, plan)?);
     }
-    let free_bytes = queue::durable::free_bytes(directory)?;
+    let free_bytes = queue::instance::free_bytes(directory)?;
     if needed_bytes <= free_bytes {
         return Ok(());
     }

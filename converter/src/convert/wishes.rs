@@ -1,9 +1,9 @@
 //! What a manifest asks for beyond its disks: it overrides the configuration, within its bounds.
 use std::path::Path;
 
-use queue::instance::config::{Compress, Config, OutFormat};
+use queue::instance::config::{BootCheck, Compress, Config, GuestFix, OutFormat};
 use queue::job::{Manifest, VmName};
-use queue::spool::is_plain;
+use queue::roots::is_plain;
 
 use super::Plan;
 use super::metadata::Origin;
@@ -18,6 +18,48 @@ pub struct Wishes {
     pub origin: Origin,
     /// What was read over, for the record.
     pub notes: Vec<String>,
+}
+
+/// Fails if the configuration requires of every result what this version cannot do.
+pub fn check_required(config: &Config) -> Result<()> {
+    let refuse = |what: &str, key: &str| {
+        Err(Error::new(
+            ErrorKind::Guest,
+            format!("{what} is required, and this version does not do it"),
+        )
+        .with_remedy(format!(
+            "set {key} = \"off\" or \"try\" to convert without it"
+        )))
+    };
+    if config.guest.fix == GuestFix::Require {
+        return refuse("guest repair", "guest.fix");
+    }
+    if config.guest.boot_check == BootCheck::Require {
+        return refuse("the boot check", "guest.boot_check");
+    }
+    Ok(())
+}
+
+/// What the configuration asks for and this version passes over, for whoever starts or checks it.
+pub fn not_heeded(config: &Config) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut add = |asked: bool, key: &str, what: &str| {
+        if asked {
+            lines.push(format!("{key} has no effect: this version does not {what}"));
+        }
+    };
+    let tries = config.guest.boot_check != BootCheck::Off;
+    add(tries, "guest.boot_check", "check that the result boots");
+    let driver = config.guest.win_virtio.is_some();
+    add(driver, "guest.win_virtio", "repair guests");
+    add(
+        config.libvirt.define,
+        "libvirt.define",
+        "define domains in libvirt",
+    );
+    let webhook = config.notify.webhook_url.is_some();
+    add(webhook, "notify.webhook_url", "call webhooks");
+    lines
 }
 
 impl Wishes {

@@ -73,6 +73,11 @@ impl Backlog {
         Some(waiting)
     }
 
+    /// The first jobs that may start, in order.
+    pub fn first(&self, count: usize) -> Vec<JobId> {
+        self.ready.keys().take(count).map(|(_, id)| *id).collect()
+    }
+
     /// When the next postponed job may start.
     pub fn next_due(&self) -> Option<SystemTime> {
         self.later.first().map(|(time, _)| *time)

@@ -66,7 +66,7 @@ impl Board {
             queue_depth: shown.queue_depth,
             active: shown.active.iter().map(|job| job.show()).collect(),
             totals: shown.totals.clone(),
-            free_bytes: queue::durable::free_bytes(&directories.output).unwrap_or(0),
+            free_bytes: queue::instance::free_bytes(&directories.output).unwrap_or(0),
         }
     }
 }

@@ -67,6 +67,7 @@ impl Dispatcher {
         match self.spool.hold(id)? {
             Hold::Job(job) => {
                 self.backlog.remove(id);
+                self.arrivals.release(id);
                 let fate = job.cancel()?;
                 self.count(&fate);
                 Ok(Answer::Done)

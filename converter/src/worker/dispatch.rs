@@ -12,7 +12,7 @@ use queue::instance::Instance;
 use queue::job::JobId;
 use queue::job::record::DaemonState;
 use queue::recover::{self, Waiting};
-use queue::spool::{Drop, Fate, Hold, Policy, Spool};
+use queue::spool::{Drop, Fate, Hold, Job, Policy, Spool};
 
 use super::activity::{Activity, Command, lock};
 use super::backlog::Backlog;
@@ -63,6 +63,7 @@ pub struct Dispatcher {
     receiver: Receiver<Message>,
     network: bool,
     last_scan: Instant,
+    pub(super) told_positions: Instant,
     last_hint: Instant,
     requests_due: bool,
 }
@@ -75,7 +76,7 @@ impl Dispatcher {
         host: &str,
         channel: (Sender<Message>, Receiver<Message>),
     ) -> Result<Self> {
-        let network = queue::durable::is_network(&instance.directories.queue)?;
+        let network = queue::instance::is_network(&instance.directories.queue)?;
         let settle = instance
             .config
             .settle_seconds
@@ -85,6 +86,7 @@ impl Dispatcher {
             Duration::from_secs(settle),
             Duration::from_secs(instance.config.incomplete_timeout),
             network,
+            instance.config.source_roots.clone(),
         );
         let settings = Arc::new(settings(&instance, host));
         let now = Instant::now();
@@ -104,6 +106,7 @@ impl Dispatcher {
             receiver: channel.1,
             network,
             last_scan: now,
+            told_positions: now,
             last_hint: now,
             requests_due: true,
         })
@@ -124,7 +127,7 @@ impl Dispatcher {
             tracing::info!(job_id = %id, "recovery: finished what an earlier process began");
         }
         for waiting in swept.waiting {
-            self.backlog.add(waiting);
+            self.enlist(waiting);
         }
         for path in self.arrivals.scan()? {
             let name = path.to_string_lossy().into_owned();
@@ -155,6 +158,7 @@ impl Dispatcher {
             }
             self.claim_some();
             self.start_some();
+            self.tell_positions();
         }
         self.show();
     }
@@ -280,6 +284,7 @@ impl Dispatcher {
             return Ok(());
         };
         let Some(error) = refusal else {
+            self.gather_early(&mut job);
             self.backlog.add(Waiting::from(&*job));
             return Ok(());
         };
@@ -287,6 +292,26 @@ impl Dispatcher {
         let fate = job.fail(&error)?;
         self.count(&fate);
         Ok(())
+    }
+
+    /// Adds a job that a sweep found; what it owns is kept from becoming jobs.
+    fn enlist(&mut self, waiting: Waiting) {
+        if waiting.bare_disk.is_none()
+            && let Ok(Hold::Job(mut job)) = self.spool.hold(waiting.job_id)
+        {
+            self.gather_early(&mut job);
+        }
+        self.backlog.add(waiting);
+    }
+
+    /// Brings together what is there of a job that has to wait for its turn.
+    fn gather_early(&mut self, job: &mut Job) {
+        if !job.is_bare_disk()
+            && let Err(error) = self.arrivals.gather(job)
+        {
+            // Its turn will say so in full.
+            tracing::debug!(job_id = %job.id(), "{error}");
+        }
     }
 
     /// Says something about a drop once, not at every scan.

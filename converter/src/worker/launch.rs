@@ -1,5 +1,5 @@
 //! Starting turns while there are slots, and what becomes of jobs when their turns end.
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use queue::arrival::Gathered;
 use queue::job::JobId;
@@ -11,6 +11,10 @@ use super::activity::Activity;
 use super::dispatch::{Dispatcher, Message};
 use super::turn::{self, Outcome};
 use crate::error::{Error, ErrorKind, Result};
+
+/// Whose positions are told: a long queue's end moves too slowly for anyone to watch.
+const POSITIONS: usize = 32;
+const POSITIONS_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Dispatcher {
     pub(super) fn has_slot(&self) -> bool {
@@ -32,6 +36,19 @@ impl Dispatcher {
             }
         }
         self.show();
+    }
+
+    /// Tells the first of those that wait where they stand, as often as the heart beats.
+    pub(super) fn tell_positions(&mut self) {
+        if self.told_positions.elapsed() < POSITIONS_INTERVAL {
+            return;
+        }
+        self.told_positions = Instant::now();
+        for (index, id) in self.backlog.first(POSITIONS).into_iter().enumerate() {
+            if let Err(error) = self.spool.tell_position(id, index as u64 + 1) {
+                tracing::debug!(job_id = %id, "{error}");
+            }
+        }
     }
 
     fn start(&mut self, waiting: &Waiting) -> Result<()> {
@@ -62,6 +79,7 @@ impl Dispatcher {
                     ),
                 )
                 .with_remedy("put the missing files beside it, then `hyperctl retry`");
+                self.arrivals.release(job.id());
                 turn::log_failure(&mut job, &error);
                 let fate = job.fail(&error)?;
                 self.count(&fate);
@@ -75,6 +93,7 @@ impl Dispatcher {
 
     fn spawn(&mut self, job: Box<Job>) -> Result<()> {
         let id = job.id();
+        self.arrivals.release(id);
         let activity = Activity::new(&job);
         self.active.insert(id, activity.clone());
         let (settings, sender) = (self.settings.clone(), self.sender.clone());

@@ -1,4 +1,5 @@
-//! The daemon: watches one instance's queue and converts what arrives. Only this room knows the queue.
+//! The daemon: watches one instance's queue and converts what arrives. Only this room knows the
+//! queue's moves.
 //!
 //! One dispatcher thread decides, one thread per running job works, and this file's loop beats the
 //! heart, answers signals and feeds systemd's watchdog — only while all of them move.
@@ -13,6 +14,7 @@ mod turn;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use queue::arrival::watch;
@@ -21,11 +23,13 @@ use queue::instance::Instance;
 use queue::job::record::DaemonState;
 use queue::spool::{Policy, Spool};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use self::activity::lock;
 use self::board::Board;
 use self::dispatch::{Dispatcher, Message};
+use crate::convert::wishes;
 use crate::error::{Error, ErrorKind, Result};
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -45,21 +49,34 @@ fn failed(doing: &str, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Internal, doing).with_source(error)
 }
 
+/// The signals that the daemon answers.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(|error| failed("listen to signals", error));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+}
+
 async fn serve(mut instance: Instance, reload: &dyn Fn() -> Result<Instance>) -> Result<()> {
     // Before anything else, so that no signal finds its default handler.
-    let listen = |kind| signal(kind).map_err(|error| failed("listen to signals", error));
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut hangup = listen(SignalKind::hangup())?;
-
+    let mut signals = Signals::listen()?;
+    for line in wishes::not_heeded(&instance.config) {
+        tracing::warn!("{line}");
+    }
     let host = host_name();
     let directories = instance.directories.clone();
-    let spool = Spool::open(
-        Arc::new(HostVolume),
-        directories.clone(),
-        Policy::of(&instance),
-        &host,
-    )?;
+    let policy = Policy::of(&instance);
+    let spool = Spool::open(Arc::new(HostVolume), directories.clone(), policy, &host)?;
     let board = Arc::new(Board::new());
     let (sender, receiver) = channel();
     let hints = sender.clone();
@@ -68,41 +85,27 @@ async fn serve(mut instance: Instance, reload: &dyn Fn() -> Result<Instance>) ->
         // The receiver goes when the daemon ends; hints are of no use then.
         let _ = hints.send(Message::Hint(hint));
     })?;
-    let mut dispatcher = Dispatcher::new(
-        instance.clone(),
-        spool.clone(),
-        board.clone(),
-        &host,
-        (sender.clone(), receiver),
-    )?;
+    let channel = (sender.clone(), receiver);
+    let fresh = instance.clone();
+    let mut dispatcher = Dispatcher::new(fresh, spool.clone(), board.clone(), &host, channel)?;
     dispatcher.look()?;
-    let (ended, mut end) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new()
-        .name("dispatcher".to_owned())
-        .spawn(move || {
-            dispatcher.run();
-            // Nobody waits any more if the heart has stopped.
-            let _ = ended.send(());
-        });
-    let thread = thread.map_err(|error| failed("start the dispatcher", error))?;
+    let (thread, mut end) = dispatch(dispatcher)?;
 
     let mut heart = Heart::new(spool, board.clone(), host);
     heart.beat(&instance);
     tell(&[NotifyState::Ready]);
-    tracing::info!(
-        "ready: watching {}, results in {}",
-        directories.queue.display(),
-        directories.output.display()
-    );
+    let (queue, output) = (directories.queue.display(), directories.output.display());
+    tracing::info!("ready: watching {queue}, results in {output}");
     loop {
         tokio::select! {
             _ = &mut end => break,
-            _ = terminate.recv() => stop(&sender),
-            _ = interrupt.recv() => stop(&sender),
-            _ = hangup.recv() => match reload() {
+            _ = signals.terminate.recv() => stop(&sender),
+            _ = signals.interrupt.recv() => stop(&sender),
+            _ = signals.hangup.recv() => match reload() {
                 Ok(fresh) => {
                     let kept = instance.directories.clone();
                     instance = Instance { directories: kept, ..fresh.clone() };
+                    // A dispatcher that is gone reloads nothing.
                     let _ = sender.send(Message::Reload(Box::new(fresh)));
                 }
                 Err(error) => tracing::error!("the earlier configuration stays: {error}"),
@@ -120,6 +123,21 @@ async fn serve(mut instance: Instance, reload: &dyn Fn() -> Result<Instance>) ->
         Error::new(ErrorKind::Internal, "the dispatcher panicked")
             .with_remedy("this is a defect: report it with the journal's last lines")
     })
+}
+
+/// Starts the dispatcher's thread; the receiver learns of its end, by panic too.
+fn dispatch(dispatcher: Dispatcher) -> Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
+    let (ended, end) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("dispatcher".to_owned());
+    let work = move || {
+        let _ended: oneshot::Sender<()> = ended;
+        dispatcher.run();
+    };
+    let handle = thread.spawn(work);
+    Ok((
+        handle.map_err(|error| failed("start the dispatcher", error))?,
+        end,
+    ))
 }
 
 fn stop(sender: &Sender<Message>) {

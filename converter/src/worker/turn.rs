@@ -10,7 +10,7 @@ use queue::spool::{Fate, Job, Product};
 
 use super::activity::{Activity, Command, Reporter};
 use crate::convert::vm::{self, Converted, Order};
-use crate::convert::wishes::Wishes;
+use crate::convert::wishes::{self, Wishes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{self, Appliance};
 
@@ -120,20 +120,21 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     job.record.phase = Phase::Verify;
     job.record.log.clear();
     job.save_record(false)?;
+    wishes::check_required(&settings.config)?;
     let owner = job.owner_path();
     let roots = Roots::open(&job.source_dir(), &settings.source_roots)?;
-    let mut wishes = Wishes::of_config(&settings.config);
+    let mut wished = Wishes::of_config(&settings.config);
     if let Some(manifest) = source::read_manifest(&roots, &owner)? {
-        wishes = wishes.heed(&manifest, &settings.output)?;
+        wished = wished.heed(&manifest, &settings.output)?;
     }
-    wishes.origin.drop.clone_from(&job.memory.drop);
+    wished.origin.drop.clone_from(&job.memory.drop);
     let appliance = source::open(&roots, &owner, settings.config.checksum)?;
     if !take_name(job, &appliance)? {
         return Ok(None);
     }
-    job.check_conflict(wishes.plan.format.as_str())?;
-    vm::check_space(&appliance, &wishes.plan, &job.staging_dir())?;
-    job.record.notes.clone_from(&wishes.notes);
+    job.check_conflict(wished.plan.format.as_str())?;
+    vm::check_space(&appliance, &wished.plan, &job.staging_dir())?;
+    job.record.notes.clone_from(&wished.notes);
     job.record.notes.extend(appliance.notes.iter().cloned());
     note_time(job, Phase::Verify, started);
 
@@ -148,12 +149,12 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     let (staging, result) = (job.staging_dir(), job.result_dir());
     let order = Order {
         name: &name,
-        first_file: wishes.first_file.as_deref(),
-        plan: &wishes.plan,
+        first_file: wished.first_file.as_deref(),
+        plan: &wished.plan,
         libvirt: &settings.config.libvirt,
         directory: &staging,
         result: &result,
-        origin: wishes.origin.clone(),
+        origin: wished.origin.clone(),
         host: &settings.host,
     };
     let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance));
@@ -165,7 +166,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
         ));
     })?;
     drop(reporter);
-    converted.metadata.notes.extend(wishes.notes);
+    converted.metadata.notes.extend(wished.notes);
     note_time(job, Phase::Convert, started);
     Ok(Some(converted))
 }
@@ -204,13 +205,20 @@ fn end_badly(mut job: Box<Job>, error: Error, activity: &Activity) -> Outcome {
             Error::new(ErrorKind::Cancelled, "cancelled by request")
                 .with_remedy("`hyperctl retry` converts it after all")
         }
-        _ => error,
+        _ => in_drop_terms(error, &job),
     };
     log_failure(&mut job, &error);
     match job.fail(&error) {
         Ok(fate) => Outcome::Failed(fate),
         Err(error) => Outcome::Trouble(error),
     }
+}
+
+/// Names the job's files as they were dropped, not by where they lie while they are worked on.
+fn in_drop_terms(mut error: Error, job: &Job) -> Error {
+    let source = format!("{}/", job.source_dir().display());
+    error.context = error.context.replace(&source, "");
+    error
 }
 
 /// A job's failure in the journal and in its record.

@@ -8,13 +8,13 @@ use crate::args::{self, Several};
 use crate::outcome::{Exit, Result, Stop};
 use crate::render::text::clean;
 use crate::render::{self};
-use crate::view::find::{Found, search};
+use crate::view::find::{Found, search_patiently};
 use crate::view::{self, Job, Place};
 use crate::watch::{self, Deadline};
 
 pub fn run(args: &args::Logs) -> Result<Exit> {
     let places = view::every(&args.place)?;
-    let mut searched = search(&places, &Several::from(&args.which))?;
+    let mut searched = search_patiently(&places, &Several::from(&args.which))?;
     render::notes(&searched.notes);
     let (place, job) = match searched.found.pop() {
         Some(Found::Job { place, job }) => (place, *job),

@@ -8,11 +8,11 @@ use crate::args;
 use crate::outcome::{Exit, Result, Stop};
 use crate::render::{self, Style, job};
 use crate::view;
-use crate::view::find::{Found, search};
+use crate::view::find::{Found, search, search_patiently};
 
 pub fn run(args: &args::Status) -> Result<Exit> {
     let places = view::every(&args.place)?;
-    let searched = search(&places, &args.which)?;
+    let searched = search_patiently(&places, &args.which)?;
     render::notes(&searched.notes);
     for found in &searched.found {
         if let Found::Nothing { vm } = found {

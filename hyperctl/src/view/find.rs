@@ -1,10 +1,13 @@
 //! Finds the jobs that a user means by a VM's name or a job's id.
+use std::time::Duration;
+
 use queue::arrival::candidate;
 use queue::job::{JobId, VmName};
 
 use super::{Job, Place, Shelf};
 use crate::args::Several;
 use crate::outcome::{Result, Stop};
+use crate::watch::{self, Deadline};
 
 /// What a name or an id stands for.
 #[derive(Debug, Clone)]
@@ -57,6 +60,20 @@ pub fn search(places: &[Place], asked: &Several) -> Result<Search> {
         search.notes.extend(elsewhere);
     }
     Ok(search)
+}
+
+/// Like `search`, but what has no name yet is looked for again for a moment: between a drop's claim
+/// and its record there is nothing to see.
+pub fn search_patiently(places: &[Place], asked: &Several) -> Result<Search> {
+    const MOMENT: Duration = Duration::from_secs(1);
+    let complete = |search: &Search| {
+        let mut found = search.found.iter();
+        !found.any(|found| matches!(found, Found::Nothing { .. }))
+    };
+    let found = watch::until(Deadline::after(Some(MOMENT)), || {
+        Ok(Some(search(places, asked)?).filter(complete))
+    })?;
+    found.map_or_else(|| search(places, asked), Ok)
 }
 
 /// The newest job of a VM with an id above `after`.

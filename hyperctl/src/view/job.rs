@@ -137,7 +137,7 @@ impl Cause {
     }
 }
 
-/// All records of one instance, by id and without their logs, and a line for each file that could not be read.
+/// All records of one instance, by id and without their logs, and a line for each unreadable file.
 #[derive(Debug, Default)]
 pub struct Jobs {
     pub jobs: Vec<Job>,

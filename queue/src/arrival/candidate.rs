@@ -15,10 +15,13 @@ const DISKS: [&str; 9] = [
 const WRAPPERS: [&str; 3] = ["gz", "xz", "zst"];
 const UNFINISHED: [&str; 4] = [".part", ".tmp", ".filepart", ".crdownload"];
 
-/// Whether the name is never looked at: hidden, or marked unfinished by whoever writes it.
+/// Whether the name is never looked at: hidden, marked unfinished by whoever writes it, or the file
+/// system's own.
 pub fn is_ignored(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
-    name.starts_with('.') || UNFINISHED.iter().any(|ending| lower.ends_with(ending))
+    name.starts_with('.')
+        || name == "lost+found"
+        || UNFINISHED.iter().any(|ending| lower.ends_with(ending))
 }
 
 /// What a name promises by its extension; `None` for a name that is no drop.

@@ -21,6 +21,8 @@ pub struct Pieces {
     pub names: Vec<String>,
     /// Those of `names` without which the drop is whole all the same (`.mf`, `.cert`).
     pub optional: Vec<String>,
+    /// Absolute names of a manifest's disks that lie outside the queue.
+    pub outside: Vec<PathBuf>,
     pub vm_name: Option<String>,
     pub place: Option<String>,
     pub priority: Priority,
@@ -84,12 +86,17 @@ impl Scope<'_> {
                 .any(|part| part.to_string_lossy().starts_with('.'));
             let place = place
                 .to_str()
-                .filter(|place| crate::spool::is_plain(place) && !hidden);
+                .filter(|place| crate::roots::is_plain(place) && !hidden);
             place.map(str::to_owned)
         });
         Pieces {
             names: names.collect(),
             optional: Vec::new(),
+            outside: manifest
+                .disks
+                .iter()
+                .filter_map(|disk| self.outside(&disk.local_path))
+                .collect(),
             vm_name: manifest.vm_name(),
             place,
             priority: manifest.priority(),
@@ -145,6 +152,12 @@ impl Scope<'_> {
             names: names.collect(),
             ..Pieces::default()
         }
+    }
+
+    /// An absolute name outside the queue.
+    fn outside(&self, name: &str) -> Option<PathBuf> {
+        let path = Path::new(name);
+        (path.is_absolute() && !path.starts_with(self.queue)).then(|| path.to_path_buf())
     }
 
     /// A name in `owner`'s text as a plain path relative to the base.

@@ -1,5 +1,6 @@
 //! The tracker: names that lie in the queue directory, until each is whole, refused or gone.
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::arrival::settle::Stillness;
 use crate::arrival::whole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Directories;
+use crate::job::JobId;
 use crate::spool::{Drop, DropKind, Job};
 
 /// Whether a claimed job has all its pieces.
@@ -34,9 +36,15 @@ enum Verdict {
 /// Everything in the queue directory that is not claimed yet.
 pub struct Arrivals {
     directories: Arc<Directories>,
-    pending: BTreeSet<String>,
+    /// Names and the order of their arrival.
+    pending: HashMap<String, u64>,
+    arrived: u64,
+    /// What claimed jobs still wait for: never a drop of its own.
+    wanted: HashMap<JobId, Vec<String>>,
     stillness: Stillness,
     incomplete_timeout: Duration,
+    /// Where files outside the queue may lie that a job waits for.
+    source_roots: Vec<PathBuf>,
 }
 
 impl Arrivals {
@@ -45,12 +53,16 @@ impl Arrivals {
         settle: Duration,
         incomplete_timeout: Duration,
         network: bool,
+        source_roots: Vec<PathBuf>,
     ) -> Self {
         Self {
             directories,
-            pending: BTreeSet::new(),
+            pending: HashMap::new(),
+            arrived: 0,
+            wanted: HashMap::new(),
             stillness: Stillness::new(settle, network),
             incomplete_timeout,
+            source_roots,
         }
     }
 
@@ -58,12 +70,13 @@ impl Arrivals {
     pub fn moved_in(&mut self, name: &str) {
         let path = self.path(name);
         self.stillness.moved_in(&path);
-        self.pending.insert(name.to_owned());
+        self.touched(name);
     }
 
     /// A name was created or written.
     pub fn touched(&mut self, name: &str) {
-        self.pending.insert(name.to_owned());
+        self.arrived += 1;
+        self.pending.entry(name.to_owned()).or_insert(self.arrived);
     }
 
     /// Looks at the whole directory: the truth. Names that are not UTF-8 are returned.
@@ -71,11 +84,24 @@ impl Arrivals {
         let queue = self.directories.queue.clone();
         let listing = |error| Error::io("list", &queue, error);
         let mut unreadable = Vec::new();
+        let mut names = Vec::new();
         for entry in std::fs::read_dir(&queue).map_err(listing)? {
-            match entry.map_err(listing)?.file_name().into_string() {
-                Ok(name) => self.touched(&name),
+            let entry = entry.map_err(listing)?;
+            match entry.file_name().into_string() {
+                Ok(name) if candidate::is_ignored(&name) => {}
+                Ok(name) => {
+                    let changed = entry
+                        .metadata()
+                        .map(|meta| (meta.ctime(), meta.ctime_nsec()));
+                    names.push((changed.unwrap_or_default(), name));
+                }
                 Err(name) => unreadable.push(queue.join(name)),
             }
+        }
+        // What nobody watched arrives in the order of its last change.
+        names.sort_unstable();
+        for (_, name) in names {
+            self.touched(&name);
         }
         Ok(unreadable)
     }
@@ -87,8 +113,10 @@ impl Arrivals {
 
     /// The drops that are ready now. Those that are not stay pending.
     pub fn ready(&mut self) -> Vec<Arrival> {
-        let names: Vec<String> = self.pending.iter().cloned().collect();
-        let owned = self.owned_by_owners(&names);
+        let mut names: Vec<String> = self.pending.keys().cloned().collect();
+        names.sort_unstable_by_key(|name| self.pending.get(name).copied());
+        let mut owned = self.owned_by_owners(&names);
+        owned.extend(self.wanted.values().flatten().cloned());
         let mut ready = Vec::new();
         for name in names {
             if owned.contains(&name) {
@@ -108,6 +136,11 @@ impl Arrivals {
         ready
     }
 
+    /// The job is begun or over: nothing is kept for it any more.
+    pub fn release(&mut self, job: JobId) {
+        self.wanted.remove(&job);
+    }
+
     /// The drop was claimed or is gone: forget what was seen of its files.
     pub fn forget(&mut self, drop: &Drop) {
         for name in drop.owned.iter().chain([&drop.name, &drop.owner]) {
@@ -121,6 +154,7 @@ impl Arrivals {
     pub fn gather(&mut self, job: &mut Job) -> Result<Gathered> {
         let source = job.source_dir();
         let owner = job.memory.owner.clone();
+        self.wanted.remove(&job.id());
         let pieces = self.scope(&source).pieces(&owner)?;
         let mut missing = Vec::new();
         for name in pieces.names.iter().chain(&pieces.optional) {
@@ -136,9 +170,16 @@ impl Arrivals {
                 missing.push(name.clone());
             }
         }
+        for path in &pieces.outside {
+            let is_ours = self.source_roots.iter().any(|root| path.starts_with(root));
+            if is_ours && !self.is_whole_file(path) {
+                missing.push(path.to_string_lossy().into_owned());
+            }
+        }
         if missing.is_empty() {
             return Ok(Gathered::Whole);
         }
+        self.wanted.insert(job.id(), missing.clone());
         let growing = missing.iter().any(|name| self.is_growing(name));
         let overdue = !growing && job.age() >= self.incomplete_timeout;
         Ok(Gathered::Missing {
@@ -238,7 +279,7 @@ impl Arrivals {
         let family = candidate::family(name).to_owned();
         let others: Vec<PathBuf> = self
             .pending
-            .iter()
+            .keys()
             .filter(|other| *other != name && candidate::family(other) == family)
             .filter(|other| !candidate::is_ignored(other))
             .map(|other| self.path(other))

@@ -1,4 +1,5 @@
-//! The watch on the queue directory and on `.control/`. Events are hints; the directory is the truth.
+//! The watch on the queue directory and on `.control/`. Events are hints; the directory is the
+//! truth.
 use std::path::Path;
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};

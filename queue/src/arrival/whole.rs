@@ -46,16 +46,15 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(field)
 }
 
-/// VMDK sparse extent: a compressed one with markers (flags bits 16 and 17) ends in a footer and an
-/// end-of-stream marker of one sector each; another reaches at least to its overHead.
+/// VMDK sparse extent: one whose grain directory is at the end (gdOffset, bytes 56..64) ends in an
+/// end-of-stream marker of one sector; another, also a compressed one whose directory comes first
+/// as qemu-img writes it, reaches at least to its overHead.
 fn sparse_vmdk(file: &File, head: &[u8], size_bytes: u64) -> bool {
-    let flags = u64_at(head, 4) >> 32;
+    const GD_AT_END: u64 = u64::MAX;
     let overhead_bytes = u64_at(head, 64).saturating_mul(SECTOR_BYTES);
-    let streamed = flags & (1 << 16) != 0 && flags & (1 << 17) != 0;
-    if !streamed {
+    if u64_at(head, 56) != GD_AT_END {
         return size_bytes >= overhead_bytes;
     }
-    // The last sector is the end-of-stream marker: all zero. Some writers pad what follows.
     read_tail(file, size_bytes, SECTOR_BYTES).is_some_and(|tail| tail.iter().all(|b| *b == 0))
 }
 
@@ -140,7 +139,7 @@ mod tests {
         };
         let mut stream = vec![0; 1024];
         stream[..4].copy_from_slice(b"KDMV");
-        stream[10] = 3; // flags bits 16 and 17
+        stream[56..64].fill(0xff); // gdOffset: at the end
         assert!(is_complete(&write("a.vmdk", &stream)).unwrap());
         stream.extend([1; 512]);
         assert!(!is_complete(&write("a.vmdk", &stream)).unwrap());

@@ -7,11 +7,11 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
-use nix::sys::statfs::statfs;
-use nix::sys::statvfs::statvfs;
 
 use super::{Entry, EntryKind, Lock, Stat, Volume};
 use crate::error::{Error, Result};
+
+const FILE_MODE: u32 = 0o640;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostVolume;
@@ -124,9 +124,11 @@ impl Volume for HostVolume {
             let mut file = OpenOptions::new()
                 .write(true)
                 .create_new(true)
-                .mode(0o640)
+                .mode(FILE_MODE)
                 .custom_flags(nix::libc::O_NOFOLLOW)
                 .open(path)?;
+            // Whatever the umask: the service's group reads what root asks for.
+            file.set_permissions(fs::Permissions::from_mode(FILE_MODE))?;
             file.write_all(bytes)
         };
         write().map_err(|error| Error::io("write", path, error))
@@ -207,31 +209,6 @@ fn is_at(file: &File, path: &Path) -> Result<bool> {
         .map_err(|error| Error::io("stat", path, error))?;
     let there = found(fs::symlink_metadata(path), "stat", path)?;
     Ok(there.is_some_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())))
-}
-
-/// Free space for unprivileged users on the file system of `path`, in bytes.
-pub fn free_bytes(path: &Path) -> Result<u64> {
-    let stat = statvfs(path).map_err(|errno| Error::io("statvfs", path, errno.into()))?;
-    Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
-}
-
-/// Whether `path` lies on a file system that other hosts write to, so that inotify misses events.
-/// Magic numbers from statfs(2) and linux/magic.h.
-pub fn is_network(path: &Path) -> Result<bool> {
-    const REMOTE: [i64; 10] = [
-        0x6969,      // NFS
-        0x517b,      // SMB
-        0xff53_4d42, // CIFS
-        0xfe53_4d42, // SMB2
-        0x6573_5546, // FUSE (GlusterFS, sshfs)
-        0x0102_1997, // 9p
-        0x00c3_6400, // Ceph
-        0x7461_636f, // OCFS2
-        0x0116_1970, // GFS2
-        0x0bd0_0bd0, // Lustre
-    ];
-    let stat = statfs(path).map_err(|errno| Error::io("statfs", path, errno.into()))?;
-    Ok(REMOTE.contains(&(stat.filesystem_type().0 as i64)))
 }
 
 #[cfg(test)]

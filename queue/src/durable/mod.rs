@@ -1,4 +1,5 @@
-//! The only place that renames, links, locks or fsyncs: every step of the contract goes through `Volume`.
+//! The only place that renames, links, locks or fsyncs: every step of the contract goes through
+//! `Volume`.
 //!
 //! `HostVolume` is the real file system. Tests put a model with a live and a durable image in its
 //! place, and fail or kill at every step. Paths are absolute; no method follows a symbolic link in
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-pub use host::{HostVolume, free_bytes, is_network};
+pub use host::HostVolume;
 
 use crate::error::{Error, Result};
 
@@ -148,10 +149,14 @@ pub fn remove_tree(volume: &dyn Volume, dir: &Path) -> Result<()> {
     volume.remove_dir(dir)
 }
 
-/// Creates `dir` with this mode if it is not there; `true` if it was created.
+/// Creates `dir` with this mode if it is not there; `true` if it was created. Its name is durable
+/// in either case: whoever created it may have died before it was.
 pub fn ensure_dir(volume: &dyn Volume, dir: &Path, mode: u32) -> Result<bool> {
     match volume.stat(dir)? {
-        Some(stat) if stat.kind == EntryKind::Directory => return Ok(false),
+        Some(stat) if stat.kind == EntryKind::Directory => {
+            volume.sync(parent(dir))?;
+            return Ok(false);
+        }
         Some(_) => {
             return Err(
                 Error::invalid(format!("{} is not a directory", dir.display()))

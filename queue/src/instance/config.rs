@@ -12,7 +12,7 @@ pub struct Config {
     pub watch_dir: Option<PathBuf>,
     pub output_dir: Option<PathBuf>,
     pub work_dir: Option<PathBuf>,
-    /// Directories beneath which absolute paths in manifests may lie; the watch directory always is.
+    /// Directories beneath which absolute paths in manifests may lie; the queue always is one.
     pub source_roots: Vec<PathBuf>,
     pub max_concurrent_jobs: u32,
     /// Stillness that makes a file whole which was written in place; 10 on network file systems.

@@ -1,9 +1,11 @@
 //! Instances: their names, services, configuration files and directories.
 pub mod config;
+mod filesystem;
 
 use std::path::{Path, PathBuf};
 
 pub use config::{Archive, Compress, Config, GuestFix, OnConflict};
+pub use filesystem::{free_bytes, is_network};
 
 use crate::error::{Error, Result};
 

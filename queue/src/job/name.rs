@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The longest encoded name, in bytes: leaves room for `-disk12.qcow2` and `.error.json` in NAME_MAX.
+/// The longest encoded name, in bytes: with `-disk12.qcow2` or `.error.json` it is in NAME_MAX.
 pub const MAX_BYTES: usize = 200;
 
 /// A VM's name in its encoded form, safe as one path component.

@@ -32,7 +32,7 @@ pub(super) struct ErrorReport {
 }
 
 impl Job {
-    /// Ends an attempt that failed. The kind of the error is the fate: see `ErrorKind::is_transient`.
+    /// Ends an attempt that failed. The error's kind is the fate: see `ErrorKind::is_transient`.
     pub fn fail(mut self, error: &Error) -> Result<Fate> {
         if matches!(self.memory.stage, Stage::Publishing { .. }) {
             return Ok(Fate::Publishing);

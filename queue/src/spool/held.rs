@@ -1,5 +1,5 @@
 //! A job whose lock this process holds: from the waiting job to the one that is being worked on.
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::memory::{DropKind, Memory, Stage, Take};
@@ -257,13 +257,4 @@ impl std::ops::Drop for Job {
     fn drop(&mut self) {
         self.release_name();
     }
-}
-
-/// Whether `name` is a plain relative path that stays where it is put.
-pub fn is_plain(name: &str) -> bool {
-    !name.is_empty()
-        && !name.contains('\0')
-        && Path::new(name)
-            .components()
-            .all(|part| matches!(part, std::path::Component::Normal(_)))
 }

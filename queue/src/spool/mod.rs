@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use fail::Fate;
-pub use held::{Job, is_plain};
+pub use held::Job;
 pub use hold::Hold;
 pub use memory::{Drop, DropKind, Memory, Stage, Take};
 pub use publish::Product;
@@ -26,7 +26,7 @@ use crate::durable::{self, EntryKind, Volume};
 use crate::error::Result;
 use crate::instance::config::Retry;
 use crate::instance::{Archive, Directories, Instance, OnConflict};
-use crate::job::{JobId, Record, record};
+use crate::job::{JobId, JobState, Record, record};
 
 /// What an instance's configuration says about the queue.
 #[derive(Debug, Clone)]
@@ -142,6 +142,22 @@ impl Spool {
         } else {
             durable::replace_volatile(&*self.volume, &path, &bytes)
         }
+    }
+
+    /// Tells pollers how many jobs are before a waiting one; a job that is held is left alone.
+    pub fn tell_position(&self, id: JobId, position: u64) -> Result<()> {
+        let path = self.job_dir(id).join("lock");
+        let Some(_lock) = self.volume.lock(&path, false)? else {
+            return Ok(());
+        };
+        let Some(mut record) = self.record(id)? else {
+            return Ok(());
+        };
+        if record.state == JobState::Queued && record.queue_position != Some(position) {
+            record.queue_position = Some(position);
+            return self.save_record(&mut record, false);
+        }
+        Ok(())
     }
 
     /// Replaces the daemon's heartbeat.

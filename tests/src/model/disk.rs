@@ -115,6 +115,12 @@ impl Disk {
         state.trace.clear();
     }
 
+    /// Time passes: everything on it was made long ago.
+    pub fn age(&self) {
+        let mut state = self.state();
+        state.first_recent = state.next_number;
+    }
+
     /// Every way this disk may look if the machine stops now; the first loses nothing.
     pub fn crashes(&self) -> Vec<Crash> {
         let state = self.state();

@@ -43,7 +43,8 @@ const LAYERS: [(&str, &[&[&str]]); 4] = [
         &[
             &["command"],
             &["render"],
-            &["view", "watch", "request"],
+            &["view", "request"],
+            &["watch"],
             &["args"],
             &["outcome"],
         ],

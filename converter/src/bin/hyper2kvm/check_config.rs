@@ -2,6 +2,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use converter::convert::wishes;
 use converter::error::{Error, Result};
 use queue::instance::{self, Config, Instance};
 
@@ -46,6 +47,12 @@ fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
         let absent = if path.is_dir() { "" } else { " (not there)" };
         lines.push(format!("  {name:<10} {}{absent}", path.display()));
     }
+    let passed_over = wishes::not_heeded(&instance.config);
+    lines.extend(
+        passed_over
+            .iter()
+            .map(|line| format!("  note       {line}")),
+    );
     Ok(lines)
 }
 

@@ -1,4 +1,4 @@
-//! Hostile and damaged VMDKs: each is an error with its kind, never a panic, a hang or an allocation.
+//! Hostile and damaged VMDKs: each is an error with its kind, never a panic or a hang.
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;

@@ -9,7 +9,7 @@ use super::Asked;
 use crate::args;
 use crate::outcome::{Exit, Result, Stop};
 use crate::render::text::clean;
-use crate::render::{self, job};
+use crate::render::{self, Style, job};
 use crate::view::{self, Job, Place, find};
 
 pub fn cancel(args: &args::Cancel) -> Result<Exit> {
@@ -173,7 +173,12 @@ fn tell(asked: &Asked, job: &Job, json: bool) -> Result<Exit> {
     if json {
         asked.print_json("job", json!(job.to_json()))?;
     } else {
-        let line = job::line(job, SystemTime::now());
+        let now = SystemTime::now();
+        if job.is(JobState::Failed) {
+            render::print(&job::ending(job, &Style::detect(), now))?;
+            return Ok(Exit::Done);
+        }
+        let line = job::line(job, now);
         let priority = match &asked.request {
             Request::SetPriority { .. } => format!(", priority {}", job.priority()),
             _ => String::new(),
