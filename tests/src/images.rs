@@ -69,7 +69,7 @@ pub fn raw_disk(path: &Path, size_bytes: u64, pieces: &[(u64, &[u8])]) -> PathBu
     path.to_path_buf()
 }
 
-/// The first and last sector, pieces that straddle grains, a size that is no multiple of 64 KiB.
+/// Data in the first and last sector and across grains; the size is no multiple of 64 KiB.
 pub fn edges(dir: &Path) -> PathBuf {
     let size = 37 * 1024 * 1024 + 3 * 512;
     let sector = noise(1, 512);
@@ -199,12 +199,11 @@ pub fn ovf(disks: &[(&str, u64)]) -> String {
             10 + number
         );
     }
-    let rasd =
-        "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData";
+    let resources = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/";
     format!(
         "<?xml version=\"1.0\"?><Envelope xmlns=\"http://schemas.dmtf.org/ovf/envelope/1\" \
          xmlns:ovf=\"http://schemas.dmtf.org/ovf/envelope/1\" \
-         xmlns:rasd=\"{rasd}\">\
+         xmlns:rasd=\"{resources}CIM_ResourceAllocationSettingData\">\
          <References>{files}</References><DiskSection><Info>disks</Info>{section}</DiskSection>\
          <VirtualSystem ovf:id=\"web-01\"><Info>vm</Info><VirtualHardwareSection><Info>hw</Info>\
          <Item><rasd:ElementName>cpu</rasd:ElementName><rasd:InstanceID>1</rasd:InstanceID>\

@@ -4,4 +4,5 @@ pub mod enumerate;
 pub mod images;
 pub mod invariants;
 pub mod model;
+pub mod programs;
 pub mod scene;

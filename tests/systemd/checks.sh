@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs as root in the booted system, on the units as installed. Prints "ok NAME" or "not ok NAME" for
-# each check; what went before the line says why.
+# Runs as root in the booted system, on the units as installed. Prints "ok NAME" or "not ok NAME"
+# for each check; what went before the line says why.
 set -u
 state=/var/lib/hyper2kvm
 disks=$state/disks
@@ -36,7 +36,7 @@ within() { # SECONDS COMMAND…: until it succeeds
 
 # Under `set -e` a failure counts only as a command of its own: no `a && b`, no bare `! a`.
 fails() {
-    if "$@"; then
+    if "$@" >/dev/null; then
         echo "should fail: $*"
         return 1
     fi
@@ -107,6 +107,16 @@ drops_become_results() {
     within 60 some $state/aws-prod-output/aws-vm.qcow2
     within 60 some $state/aws-prod-output/aws-vm2.qcow2
     within 10 some $state/queue/.processed/default-vm.vmdk
+}
+
+members_of_the_group_drop_and_read() {
+    useradd --groups hyper2kvm mover
+    runuser -u mover -- cp $disks/small.vmdk $state/queue/moved.vmdk
+    within 60 some $state/output/moved.qcow2
+    runuser -u mover -- head -c 3 $state/output/moved.qcow2 | grep -q QFI
+    # Nobody else looks in.
+    useradd stranger
+    fails runuser -u stranger -- ls $state/queue
 }
 
 a_writer_of_another_user_is_waited_for() {
@@ -231,13 +241,16 @@ the_target_starts_and_stops_all() {
     timeout 60 systemctl start hyper2kvm.target
     timeout 300 systemctl stop hyper2kvm.target
     for unit in $default $vsphere $aws; do
-        has $unit ActiveState inactive
+        within 60 has $unit ActiveState inactive
     done
     fails hyperctl daemon -op status
     timeout 60 systemctl start hyper2kvm.target
     runs $default 0
     runs $vsphere 0
     timeout 300 systemctl stop hyper2kvm.target
+    for unit in $default $vsphere; do
+        within 60 has $unit ActiveState inactive
+    done
 }
 
 nothing_is_left_over() {
@@ -252,6 +265,7 @@ check the_user_and_the_directories
 check instances_start_and_say_ready
 check named_instances_make_their_directories
 check drops_become_results
+check members_of_the_group_drop_and_read
 check a_writer_of_another_user_is_waited_for
 check a_bad_file_fails_alone
 check hyperctl_shows_every_instance

@@ -1,6 +1,8 @@
-//! Every example is read by the parser it is meant for, and every configuration key is in one.
+//! Every example is read by the parser it is meant for, every configuration key is in one, and the
+//! demo works.
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use queue::instance::Config;
@@ -102,5 +104,27 @@ fn the_manifest_says_what_it_seems_to() -> Result<()> {
     ensure!(manifest.vm_name().as_deref() == Some("web-01"));
     ensure!(machine.memory_bytes == Some(4 << 30) && machine.cpus == Some(2));
     ensure!(machine.firmware == Firmware::Uefi && machine.nics.len() == 1);
+    Ok(())
+}
+
+#[test]
+fn the_demo_works() -> Result<()> {
+    let test = std::env::current_exe()?;
+    let programs = test.ancestors().nth(2).context("no target directory")?;
+    ensure!(
+        programs.join("hyper2kvm").exists(),
+        "no programs in {}: `cargo build --workspace` makes them",
+        programs.display()
+    );
+    let output = Command::new("timeout")
+        .args(["--kill-after=10", "120"])
+        .arg(examples().join("demo.sh"))
+        .arg(programs)
+        .stdin(Stdio::null())
+        .output()?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    ensure!(output.status.success(), "{said}");
+    ensure!(said.contains("Images are identical."), "{said}");
     Ok(())
 }

@@ -113,8 +113,7 @@ fn a_manifest_orders_its_disks_and_states_checksums() {
     place.write("one.bin", [1; 1000]);
     place.write("two.raw", [2; 1024]);
     let manifest = |checksum: &str| {
-        serde_json::json!({"manifest_version": "1.0", "source": {"vm_name": "web-01"},
-            "vm": {"cpu": 3}, "disks": [
+        serde_json::json!({"manifest_version": "1.0", "vm": {"cpu": 3}, "disks": [
             {"id": "a", "source_format": "raw", "bytes": 1, "local_path": "one.bin",
              "boot_order_hint": 2, "bus": "sata"},
             {"id": "b", "source_format": "raw", "bytes": 1, "local_path": "two.raw",

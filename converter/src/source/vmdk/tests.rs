@@ -1,5 +1,4 @@
-//! Hostile and damaged VMDKs: each is an error with its kind, never a panic or a hang, and never
-//! an allocation that a file asks for.
+//! Hostile and damaged VMDKs: each is an error with its kind, never a panic or a hang.
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
