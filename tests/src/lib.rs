@@ -1,4 +1,5 @@
 //! What the whole-program tests share.
+pub mod daemon;
 pub mod enumerate;
 pub mod images;
 pub mod invariants;
