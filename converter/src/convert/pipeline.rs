@@ -13,9 +13,10 @@ use std::thread;
 use super::batch::{Batch, Batches};
 use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
-use super::target::Target;
+use super::target::{Packing, Target};
 use crate::disk::{BLOCK_BYTES, Checksum, ContentDigest, HostOffset, Image, Layout, Observer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::qcow2::Compression;
 use crate::source::SourceDisk;
 
 pub(super) struct Outcome {
@@ -42,8 +43,8 @@ struct Shared<'a> {
     /// A thread failed: the others stop at once.
     failed: AtomicBool,
     output: Option<(&'a File, &'a Path)>,
-    /// Of the deflate, for a compressed target.
-    level: Option<u32>,
+    /// For a compressed target.
+    packing: Option<Packing>,
     work: Work<'a>,
 }
 
@@ -60,7 +61,7 @@ pub(super) fn run(
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
-    let level = target.as_ref().and_then(|target| target.level);
+    let packing = target.as_ref().and_then(|target| target.packing);
     let (file, layout) = match target {
         Some(target) => (Some((target.file, target.path)), Some(target.layout)),
         None => (None, None),
@@ -77,7 +78,7 @@ pub(super) fn run(
         turned: Condvar::new(),
         failed: AtomicBool::new(false),
         output: file.as_ref().map(|(file, path)| (&**file, path.as_path())),
-        level,
+        packing,
         work: Work {
             observer,
             left_bytes: AtomicU64::new(disk.allocated_bytes),
@@ -122,8 +123,10 @@ impl Shared<'_> {
     }
 
     fn work(&self) -> Result<()> {
-        let mut buffer = Buffer::new(self.level.is_some());
-        let mut packer = self.level.map(Packer::new);
+        // What zlib deflated is of no use to a target of zstd.
+        let is_deflate = |packing: Packing| packing.compression == Compression::Zlib;
+        let mut buffer = Buffer::new(self.packing.is_some_and(is_deflate));
+        let mut packer = self.packing.map(Packer::new).transpose()?;
         let mut blocks = Vec::new();
         while self.go_on()? {
             let Some(batch) = lock(&self.batches).next()? else {
