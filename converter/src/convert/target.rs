@@ -25,6 +25,8 @@ pub(super) struct Packing {
     pub compression: Compression,
     /// Of libdeflate (0 to 12) or of zstd (0 to 19, 0 its default).
     pub level: u32,
+    /// Deflate with the window of the qcow2 specification and nothing that may need a larger one.
+    pub strict_window: bool,
 }
 
 /// As zlib's and zstd's own defaults: good size at a good speed.
@@ -32,6 +34,11 @@ const DEFAULT_ZLIB_LEVEL: u32 = 6;
 const DEFAULT_ZSTD_LEVEL: u32 = 3;
 
 impl Packing {
+    /// Whether streams that the source's writer deflated may be carried over.
+    pub(super) fn takes_streams(self) -> bool {
+        self.compression == Compression::Zlib && !self.strict_window
+    }
+
     fn of(plan: &Plan) -> Option<Self> {
         let (compression, default_level) = match plan.compress {
             Compress::None => return None,
@@ -41,6 +48,7 @@ impl Packing {
         Some(Self {
             compression,
             level: plan.compress_level.unwrap_or(default_level),
+            strict_window: plan.strict_window,
         })
     }
 }
