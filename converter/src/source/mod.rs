@@ -11,10 +11,13 @@ pub mod ovf;
 mod package;
 mod parent;
 mod raw;
+#[cfg(test)]
+mod seen;
 mod tar;
 #[cfg(test)]
 mod tests;
 mod vhd;
+mod vhdx;
 mod vmdk;
 
 use std::path::Path;
