@@ -259,7 +259,7 @@ impl Arrivals {
 
     fn examine_disk(&mut self, name: &str) -> Verdict {
         let path = self.path(name);
-        let head = pieces::head(&path, 512).unwrap_or_default();
+        let head = pieces::head(&path, candidate::HEAD_BYTES).unwrap_or_default();
         if candidate::is_extent(name, &head) {
             let why = "is an extent that no descriptor here names";
             return self.wait_or_refuse(name, DropKind::Disk, why);
@@ -299,6 +299,11 @@ impl Arrivals {
             Ok(described) => described,
             Err(error) => return Verdict::Ready(Arrival::Refused(lone(name, kind), error)),
         };
+        if kind == DropKind::Ovf {
+            // Its disks may have come long before, and be jobs of their own: the claimed job
+            // gathers them, wherever they are.
+            return Verdict::Ready(arrival(name, name, kind, Ok(described), false));
+        }
         let missing: Vec<&String> = described
             .names
             .iter()
