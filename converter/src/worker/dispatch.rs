@@ -17,7 +17,8 @@ use queue::spool::{Drop, Fate, Hold, Job, Policy, Spool};
 use super::activity::{Activity, Command, lock};
 use super::backlog::Backlog;
 use super::board::Board;
-use super::turn::{self, Outcome, Settings};
+use super::log;
+use super::turn::{Outcome, Settings};
 use crate::error::{Error, Result};
 
 /// What the dispatcher is told.
@@ -120,8 +121,7 @@ impl Dispatcher {
         let swept = recover::sweep(&self.spool, &known)?;
         for (job, error) in swept.errors {
             let job_id = job.map(|id| id.to_string()).unwrap_or_default();
-            let cause = error.chain().join(": ");
-            tracing::warn!(job_id, "recovery: {error}: {cause}; it is tried again");
+            tracing::warn!(job_id, "recovery, to be tried again: {}", error.to_line());
         }
         for id in swept.finished {
             tracing::info!(job_id = %id, "recovery: finished what an earlier process began");
@@ -149,8 +149,7 @@ impl Dispatcher {
             if self.last_scan.elapsed() >= self.scan_interval()
                 && let Err(error) = self.look()
             {
-                let cause = error.chain().join(": ");
-                tracing::error!("the queue cannot be read: {error}: {cause}");
+                tracing::error!("the queue cannot be read: {}", error.to_line());
             }
             if self.requests_due {
                 self.requests_due = false;
@@ -262,8 +261,10 @@ impl Dispatcher {
                 continue;
             }
             if let Err(error) = self.claim(&drop, refusal) {
-                let cause = error.chain().join(": ");
-                self.complain(&drop.name, &format!("cannot be claimed: {error}: {cause}"));
+                self.complain(
+                    &drop.name,
+                    &format!("cannot be claimed: {}", error.to_line()),
+                );
                 if let Err(error) = self.spool.complain(&drop, &error) {
                     tracing::error!("{}: {error}", drop.name);
                 }
@@ -288,7 +289,7 @@ impl Dispatcher {
             self.backlog.add(Waiting::from(&*job));
             return Ok(());
         };
-        turn::log_failure(&mut job, &error);
+        log::fail(&mut job, &error);
         let fate = job.fail(&error)?;
         self.count(&fate);
         Ok(())
