@@ -30,6 +30,8 @@ pub enum Message {
     Stop,
 }
 
+/// Claimed jobs that wait; beyond it, disks wait in the queue directory under their own names.
+const BACKLOG_MAX: usize = 512;
 /// Claims between two looks at the messages.
 const CLAIMS_AT_ONCE: usize = 16;
 /// How soon drops are looked at again while something moves, and while nothing does.
@@ -215,10 +217,7 @@ impl Dispatcher {
                     Hint::Moved(name) => self.arrivals.moved_in(&name),
                     Hint::Touched(name) => self.arrivals.touched(&name),
                     Hint::Control => self.requests_due = true,
-                    Hint::Rescan => {
-                        let long_ago = Instant::now().checked_sub(self.scan_interval());
-                        self.last_scan = long_ago.unwrap_or(self.last_scan);
-                    }
+                    Hint::Rescan => self.scan_soon(),
                 }
             }
             Message::Done(id, outcome) => self.finish(id, outcome),
@@ -233,6 +232,12 @@ impl Dispatcher {
         }
     }
 
+    /// Makes the next look at the whole queue due.
+    pub(super) fn scan_soon(&mut self) {
+        let long_ago = Instant::now().checked_sub(self.scan_interval());
+        self.last_scan = long_ago.unwrap_or(self.last_scan);
+    }
+
     fn reload(&mut self, mut instance: Instance) {
         if instance.directories != self.instance.directories {
             tracing::warn!("directories change only with a restart; the rest is reloaded");
@@ -245,8 +250,15 @@ impl Dispatcher {
     }
 
     fn claim_some(&mut self) {
+        if self.arrivals.needs_scan()
+            && let Err(error) = self.arrivals.scan()
+        {
+            tracing::error!("the queue cannot be read: {}", error.to_line());
+        }
         if self.claimable.is_empty() {
-            self.claimable.extend(self.arrivals.ready());
+            let room = BACKLOG_MAX.saturating_sub(self.backlog.len());
+            self.claimable
+                .extend(self.arrivals.ready(room.min(CLAIMS_AT_ONCE)));
         }
         for _ in 0..CLAIMS_AT_ONCE {
             let Some(arrival) = self.claimable.pop_front() else {
@@ -342,7 +354,7 @@ impl Dispatcher {
         let unclaimed = match self.state {
             // Those are nobody's to finish now.
             DaemonState::Draining => 0,
-            _ => self.claimable.len(),
+            _ => self.claimable.len() + self.arrivals.waiting() + self.arrivals.beyond(),
         };
         let depth = (self.backlog.len() + unclaimed) as u64;
         let mut shown = lock(&self.board.shown);
