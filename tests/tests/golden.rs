@@ -254,7 +254,12 @@ fn refcounts_of_large_packed_images() {
     let file = std::fs::File::create_new(&path).unwrap();
     let blocks = 150_000;
     let capacity_bytes = blocks * BLOCK_BYTES;
-    let mut layout = converter::qcow2::Qcow2Layout::new(file.into(), path.clone(), capacity_bytes);
+    let mut layout = converter::qcow2::Qcow2Layout::new(
+        file.into(),
+        path.clone(),
+        capacity_bytes,
+        converter::qcow2::Compression::Zlib,
+    );
     for (index, size) in (0..blocks).zip(images::noise(9, blocks as usize)) {
         match size {
             0..20 => continue,

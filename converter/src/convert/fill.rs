@@ -116,8 +116,10 @@ impl Buffer {
             let is_block = whole
                 && unit.unpacked_bytes == BLOCK_BYTES
                 && unit.guest.0.is_multiple_of(BLOCK_BYTES);
-            if self.keeps_streams && is_block && unpacked.deflate.len() < BLOCK_BYTES as usize {
-                let stream = stored.get(unpacked.deflate).ok_or_else(outside)?;
+            let shorter = |stream: &Range<usize>| stream.len() < BLOCK_BYTES as usize;
+            let stream = unpacked.deflate.filter(shorter);
+            if let Some(stream) = stream.filter(|_| self.keeps_streams && is_block) {
+                let stream = stored.get(stream).ok_or_else(outside)?;
                 let start = self.packed.len();
                 self.packed.extend_from_slice(stream);
                 let range = start..self.packed.len();

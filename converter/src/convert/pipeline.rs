@@ -13,17 +13,34 @@ use std::thread;
 use super::batch::{Batch, Batches};
 use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
-use super::target::Target;
+use super::target::{Packing, Target};
 use crate::disk::{BLOCK_BYTES, Checksum, ContentDigest, HostOffset, Image, Layout, Observer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::SourceDisk;
 
 pub(super) struct Outcome {
     pub digest: String,
-    pub data_bytes: u64,
+    pub blocks: Tally,
     pub hole_bytes: u64,
     /// 0 without a target.
     pub output_bytes: u64,
+}
+
+/// Blocks that are not all zeros.
+#[derive(Default, Clone, Copy)]
+pub(super) struct Tally {
+    pub all: u64,
+    /// Of these: with the source's stream, and with one that was made here.
+    pub transplanted: u64,
+    pub encoded: u64,
+}
+
+impl Tally {
+    fn count(&mut self, block: &Block) {
+        self.all += 1;
+        self.transplanted += u64::from(block.is_transplant);
+        self.encoded += u64::from(block.packed.is_some() && !block.is_transplant);
+    }
 }
 
 /// What is done in the batches' order.
@@ -31,7 +48,7 @@ struct Turn {
     next: u64,
     layout: Option<Box<dyn Layout>>,
     digest: ContentDigest,
-    blocks: u64,
+    blocks: Tally,
 }
 
 struct Shared<'a> {
@@ -42,8 +59,8 @@ struct Shared<'a> {
     /// A thread failed: the others stop at once.
     failed: AtomicBool,
     output: Option<(&'a File, &'a Path)>,
-    /// Of the deflate, for a compressed target.
-    level: Option<u32>,
+    /// For a compressed target.
+    packing: Option<Packing>,
     work: Work<'a>,
 }
 
@@ -60,7 +77,7 @@ pub(super) fn run(
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
-    let level = target.as_ref().and_then(|target| target.level);
+    let packing = target.as_ref().and_then(|target| target.packing);
     let (file, layout) = match target {
         Some(target) => (Some((target.file, target.path)), Some(target.layout)),
         None => (None, None),
@@ -72,12 +89,12 @@ pub(super) fn run(
             next: 0,
             layout,
             digest: ContentDigest::new(disk.capacity_bytes),
-            blocks: 0,
+            blocks: Tally::default(),
         }),
         turned: Condvar::new(),
         failed: AtomicBool::new(false),
         output: file.as_ref().map(|(file, path)| (&**file, path.as_path())),
-        level,
+        packing,
         work: Work {
             observer,
             left_bytes: AtomicU64::new(disk.allocated_bytes),
@@ -98,7 +115,7 @@ pub(super) fn run(
             .into_iter()
             .try_for_each(|result| result.unwrap_or_else(|_| Err(panicked())))
     })?;
-    shared.finish(disk.capacity_bytes)
+    shared.finish()
 }
 
 impl Shared<'_> {
@@ -122,8 +139,8 @@ impl Shared<'_> {
     }
 
     fn work(&self) -> Result<()> {
-        let mut buffer = Buffer::new(self.level.is_some());
-        let mut packer = self.level.map(Packer::new);
+        let mut buffer = Buffer::new(self.packing.is_some_and(Packing::takes_streams));
+        let mut packer = self.packing.map(Packer::new).transpose()?;
         let mut blocks = Vec::new();
         while self.go_on()? {
             let Some(batch) = lock(&self.batches).next()? else {
@@ -167,6 +184,7 @@ impl Shared<'_> {
         let mut places = Vec::with_capacity(blocks.len());
         for block in blocks {
             turn.digest.add(block.index, &block.hash);
+            turn.blocks.count(block);
             if let Some(layout) = turn.layout.as_mut() {
                 places.push(match &block.packed {
                     Some(range) => layout.place_packed(block.index, range.len() as u64)?,
@@ -174,7 +192,6 @@ impl Shared<'_> {
                 });
             }
         }
-        turn.blocks += blocks.len() as u64;
         turn.next += 1;
         drop(turn);
         self.turned.notify_all();
@@ -235,7 +252,7 @@ impl Shared<'_> {
             .try_for_each(|checksum| checksum.verify(&go_on))
     }
 
-    fn finish(self, capacity_bytes: u64) -> Result<Outcome> {
+    fn finish(self) -> Result<Outcome> {
         // A cancellation that only the checksums' thread saw must not pass for success.
         self.go_on()?;
         let hole_bytes = lock(&self.batches).hole_bytes;
@@ -247,7 +264,7 @@ impl Shared<'_> {
         self.work.advance(u64::MAX);
         Ok(Outcome {
             digest: turn.digest.finish(),
-            data_bytes: (turn.blocks * BLOCK_BYTES).min(capacity_bytes),
+            blocks: turn.blocks,
             hole_bytes,
             output_bytes,
         })

@@ -81,7 +81,7 @@ impl Image for Fake {
         out.fill(index as u8);
         Ok(Unpacked {
             stored_bytes: 1,
-            deflate: 0..0,
+            deflate: None,
         })
     }
 }
@@ -197,12 +197,17 @@ fn every_write_that_fails_is_told() {
     // /dev/full cannot be created exclusively, so the size limit is the pipeline's own target.
     let disk = small(Fault::None);
     let file = std::sync::Arc::new(File::options().write(true).open("/dev/full").unwrap());
-    let layout = qcow2::Qcow2Layout::new(file.clone(), "/dev/full".into(), disk.capacity_bytes);
+    let layout = qcow2::Qcow2Layout::new(
+        file.clone(),
+        "/dev/full".into(),
+        disk.capacity_bytes,
+        qcow2::Compression::Zlib,
+    );
     let target = target::Target {
         file,
         path: "/dev/full".into(),
         layout: Box::new(layout),
-        level: None,
+        packing: None,
     };
     let error = pipeline::run(&disk, Some(target), 2, &Unobserved)
         .err()

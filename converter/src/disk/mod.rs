@@ -68,8 +68,9 @@ pub struct Packed {
 pub struct Unpacked {
     /// Stored bytes of the unit, its framing included.
     pub stored_bytes: u64,
-    /// Where in `stored` the raw deflate stream (RFC 1951) of all its bytes is, verified.
-    pub deflate: Range<usize>,
+    /// Where in `stored` the raw deflate stream (RFC 1951) of all its bytes is, if it is one with
+    /// a checksum of its own that was verified.
+    pub deflate: Option<Range<usize>>,
 }
 
 pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent>> + Send + 'a>;

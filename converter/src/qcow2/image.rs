@@ -3,8 +3,9 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use libdeflater::Decompressor;
+use zstd::zstd_safe;
 
-use super::{MAGIC, PACKED};
+use super::{COMPRESSION_TYPE, COMPRESSION_TYPE_AT, Compression, MAGIC, PACKED};
 use crate::disk::{
     Extent, Extents, GuestOffset, HostOffset, Image, Packed, SECTOR_BYTES, Stored, Unpacked,
     Window, check_capacity, corrupt, unsupported,
@@ -13,12 +14,11 @@ use crate::error::Result;
 
 /// Of version 2; version 3 adds features from here on.
 const HEADER_2_BYTES: usize = 72;
-const HEADER_3_BYTES: usize = 80;
+/// With the compression type, the last field that is looked at.
+const MOST_HEADER_BYTES: u64 = COMPRESSION_TYPE_AT as u64 + 1;
 /// Incompatible features: the image was not closed, and it is known to be damaged.
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 2;
-/// The compression type differs from zlib: no matter without compressed clusters.
-const COMPRESSION_TYPE: u64 = 8;
 /// Bits 9 to 55 of L1 and L2 entries.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const ZERO: u64 = 1;
@@ -28,13 +28,13 @@ pub struct Qcow2Image {
     capacity_bytes: u64,
     cluster_bytes: u64,
     l1_offset: u64,
-    is_zstd: bool,
+    compression: Compression,
 }
 
 impl Qcow2Image {
     pub fn open(window: Window) -> Result<Self> {
         let path = window.path().to_path_buf();
-        let length_bytes = (HEADER_3_BYTES as u64).min(window.length_bytes());
+        let length_bytes = MOST_HEADER_BYTES.min(window.length_bytes());
         let header = window.read_vec(0, length_bytes as usize)?;
         if header.len() < HEADER_2_BYTES || word(&header, 0) != MAGIC {
             return Err(corrupt(&path, "the file does not begin as a qcow2"));
@@ -52,7 +52,7 @@ impl Qcow2Image {
             capacity_bytes: check_capacity(&path, size_bytes.div_ceil(SECTOR_BYTES))?,
             cluster_bytes: 1 << cluster_bits,
             l1_offset: long(&header, 40),
-            is_zstd: features & COMPRESSION_TYPE != 0,
+            compression: compression(&path, features, &header)?,
             files: [window],
         };
         let (entries, needed) = (u64::from(word(&header, 36)), image.l1_entries());
@@ -84,9 +84,6 @@ impl Qcow2Image {
     /// Decodes the L2 entry of a compressed cluster at guest byte `start`.
     fn packed(&self, entry: u64, start: u64) -> Result<Stored> {
         let path = self.window().path();
-        if self.is_zstd {
-            return Err(unsupported(path, "a qcow2 cluster compressed with zstd"));
-        }
         let shift = 62 - (self.cluster_bytes.trailing_zeros() - 8);
         let offset = entry & ((1 << shift) - 1);
         let sectors = ((entry & (PACKED - 1)) >> shift) + 1;
@@ -140,6 +137,22 @@ fn check_features(path: &Path, version: u32, features: u64, header: &[u8]) -> Re
     Ok(())
 }
 
+/// Without its feature bit the field does not count.
+fn compression(path: &Path, features: u64, header: &[u8]) -> Result<Compression> {
+    if features & COMPRESSION_TYPE == 0 {
+        return Ok(Compression::Zlib);
+    }
+    match header.get(COMPRESSION_TYPE_AT) {
+        Some(0) => Ok(Compression::Zlib),
+        Some(1) => Ok(Compression::Zstd),
+        Some(other) => Err(unsupported(path, format!("qcow2 compression type {other}"))),
+        None => Err(corrupt(
+            path,
+            "the qcow2 header ends before its compression type",
+        )),
+    }
+}
+
 impl Image for Qcow2Image {
     fn capacity_bytes(&self) -> u64 {
         self.capacity_bytes
@@ -159,21 +172,55 @@ impl Image for Qcow2Image {
     }
 
     fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked> {
-        let inflated =
-            INFLATER.with_borrow_mut(|inflater| inflater.deflate_decompress(stored, out));
-        if inflated != Ok(out.len()) {
-            let what = format!("the qcow2 cluster at {} does not inflate", unit.offset.0);
+        let whole = match self.compression {
+            Compression::Zlib => inflate(stored, out),
+            Compression::Zstd => expand(stored, out),
+        };
+        if !whole {
+            let what = format!(
+                "the compressed qcow2 cluster at {} is damaged",
+                unit.offset.0
+            );
             return Err(corrupt(self.window().path(), what));
         }
         Ok(Unpacked {
             stored_bytes: stored.len() as u64,
-            deflate: 0..stored.len(),
+            deflate: None,
         })
     }
 }
 
 thread_local! {
     static INFLATER: RefCell<Decompressor> = RefCell::new(Decompressor::new());
+    static EXPANDER: RefCell<zstd_safe::DCtx<'static>> = RefCell::new(zstd_safe::DCtx::create());
+}
+
+/// True if the deflate stream at the head of `stored` is exactly `out`.
+fn inflate(stored: &[u8], out: &mut [u8]) -> bool {
+    let inflated = INFLATER.with_borrow_mut(|inflater| inflater.deflate_decompress(stored, out));
+    inflated == Ok(out.len())
+}
+
+/// True if the zstd frames at the head of `stored` are exactly `out`. In one call for each frame:
+/// then no window is allocated, however large a frame claims it to be.
+fn expand(mut stored: &[u8], mut out: &mut [u8]) -> bool {
+    while !out.is_empty() {
+        let frame = zstd_safe::find_frame_compressed_size(stored)
+            .ok()
+            .and_then(|length| stored.split_at_checked(length));
+        let Some((frame, rest)) = frame else {
+            return false;
+        };
+        let expand = |out: &mut [u8]| {
+            EXPANDER.with_borrow_mut(|expander| expander.decompress(out, frame).ok())
+        };
+        let Some(room) = expand(out).and_then(|length| out.split_at_mut_checked(length)) else {
+            return false;
+        };
+        (_, out) = room;
+        stored = rest;
+    }
+    true
 }
 
 struct Clusters<'a> {
@@ -288,7 +335,12 @@ mod tests {
     fn image() -> File {
         use std::os::unix::fs::FileExt;
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let mut layout = Qcow2Layout::new(Arc::clone(&file), "x.qcow2".into(), CAPACITY_BYTES);
+        let mut layout = Qcow2Layout::new(
+            Arc::clone(&file),
+            "x.qcow2".into(),
+            CAPACITY_BYTES,
+            Compression::Zlib,
+        );
         for index in [0, 3, 40] {
             let place = layout.place(index).unwrap();
             let bytes = vec![index as u8 + 1; BLOCK_BYTES as usize];

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{
-    CLUSTER_BITS, CLUSTER_BYTES, COPIED, ENTRIES, HEADER_BYTES, MAGIC, PACKED,
-    PACKED_SECTORS_SHIFT, REFCOUNT_ORDER, REFCOUNTS, VERSION,
+    CLUSTER_BITS, CLUSTER_BYTES, COMPRESSION_TYPE, COPIED, Compression, ENTRIES, HEADER_BYTES,
+    LONG_HEADER_BYTES, MAGIC, PACKED, PACKED_SECTORS_SHIFT, REFCOUNT_ORDER, REFCOUNTS, VERSION,
 };
 use crate::disk::{BLOCK_BYTES, HostOffset, Layout, SECTOR_BYTES};
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +22,7 @@ pub struct Qcow2Layout {
     file: Arc<File>,
     path: PathBuf,
     capacity_bytes: u64,
+    compression: Compression,
     plan: Plan,
     l1: Vec<u64>,
     /// The refcount blocks' clusters; block n counts clusters n × REFCOUNTS on.
@@ -99,8 +100,14 @@ pub fn size_bytes(capacity_bytes: u64, blocks: u64, tables: u64) -> u64 {
 }
 
 impl Qcow2Layout {
-    /// `file` is empty and will be written by position; `path` is for errors.
-    pub fn new(file: Arc<File>, path: PathBuf, capacity_bytes: u64) -> Self {
+    /// `file` is empty and will be written by position; `path` is for errors; `compression` is
+    /// that of the blocks that come packed.
+    pub fn new(
+        file: Arc<File>,
+        path: PathBuf,
+        capacity_bytes: u64,
+        compression: Compression,
+    ) -> Self {
         let plan = Plan::new(capacity_bytes);
         // The tables' clusters are the first; they always fit in the first block's range.
         let mut refcounts = vec![1; plan.first_free() as usize];
@@ -109,6 +116,7 @@ impl Qcow2Layout {
             file,
             path,
             capacity_bytes,
+            compression,
             plan,
             l1: vec![0; plan.l1_entries as usize],
             refcount_blocks: Vec::new(),
@@ -237,7 +245,12 @@ impl Qcow2Layout {
     }
 
     fn header(&self) -> Vec<u8> {
-        let mut header = Vec::with_capacity(HEADER_BYTES);
+        // Zlib is what an image without the field has: every reader of version 3 knows it.
+        let (features, header_bytes) = match self.compression {
+            Compression::Zlib => (0, HEADER_BYTES),
+            Compression::Zstd => (COMPRESSION_TYPE, LONG_HEADER_BYTES),
+        };
+        let mut header = Vec::with_capacity(header_bytes);
         let mut word = |value: u32| header.extend(value.to_be_bytes());
         let high = |value: u64| (value >> 32) as u32;
         let low = |value: u64| value as u32;
@@ -261,10 +274,16 @@ impl Qcow2Layout {
         word(0); // nb_snapshots
         word(0); // snapshots_offset
         word(0);
-        // Incompatible, compatible and autoclear features: none.
-        (0..6).for_each(|_| word(0));
+        // Incompatible features; compatible and autoclear ones: none.
+        word(high(features));
+        word(low(features));
+        (0..4).for_each(|_| word(0));
         word(REFCOUNT_ORDER);
-        word(HEADER_BYTES as u32);
+        word(header_bytes as u32);
+        if self.compression != Compression::Zlib {
+            header.push(self.compression as u8);
+            header.resize(header_bytes, 0);
+        }
         // The end of the header extensions is a zero type: the cluster's own padding.
         header
     }

@@ -11,8 +11,13 @@ const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
 /// "QFI\xfb".
 const MAGIC: u32 = 0x5146_49fb;
 const VERSION: u32 = 3;
-/// Of the fixed header, up to and including `header_length`.
+/// Of the header up to and including `header_length`; the compression type follows.
 const HEADER_BYTES: usize = 104;
+const COMPRESSION_TYPE_AT: usize = 104;
+/// With the compression type, padded to a multiple of 8.
+const LONG_HEADER_BYTES: usize = 112;
+/// Incompatible feature bit 3: the header states the compression type.
+const COMPRESSION_TYPE: u64 = 8;
 /// log2 of the bits of a refcount.
 const REFCOUNT_ORDER: u32 = 4;
 /// Entries of an L1, L2 or refcount table per cluster.
@@ -27,3 +32,13 @@ const PACKED: u64 = 1 << 62;
 const PACKED_SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
 /// Guest bytes that one L2 table maps.
 pub const L2_SPAN_BYTES: u64 = ENTRIES * CLUSTER_BYTES;
+
+/// How the compressed clusters of an image are compressed; the values are the header's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Compression {
+    /// Raw deflate streams.
+    #[default]
+    Zlib = 0,
+    Zstd = 1,
+}

@@ -139,7 +139,7 @@ impl Sparse {
         let end = MARKER_BYTES + length_bytes as usize;
         Ok(Unpacked {
             stored_bytes: end as u64,
-            deflate: MARKER_BYTES + 2..end - 4,
+            deflate: Some(MARKER_BYTES + 2..end - 4),
         })
     }
 
