@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
 use queue::arrival::watch::Hint;
-use queue::arrival::{Arrival, Arrivals};
+use queue::arrival::{Arrival, Arrivals, Terms};
 use queue::instance::Instance;
 use queue::job::JobId;
 use queue::job::record::DaemonState;
@@ -77,17 +77,7 @@ impl Dispatcher {
         channel: (Sender<Message>, Receiver<Message>),
     ) -> Result<Self> {
         let network = queue::instance::is_network(&instance.directories.queue)?;
-        let settle = instance
-            .config
-            .settle_seconds
-            .unwrap_or(if network { 10 } else { 2 });
-        let arrivals = Arrivals::new(
-            spool.directories.clone(),
-            Duration::from_secs(settle),
-            Duration::from_secs(instance.config.incomplete_timeout),
-            network,
-            instance.config.source_roots.clone(),
-        );
+        let arrivals = Arrivals::new(spool.directories.clone(), terms(&instance, network));
         let settings = Arc::new(settings(&instance, host));
         let now = Instant::now();
         Ok(Self {
@@ -241,6 +231,7 @@ impl Dispatcher {
         }
         self.spool.policy = Arc::new(Policy::of(&instance));
         self.settings = Arc::new(settings(&instance, &self.settings.host));
+        self.arrivals.set_terms(terms(&instance, self.network));
         self.instance = instance;
         tracing::info!("configuration reloaded; running jobs go on with the earlier one");
     }
@@ -359,6 +350,16 @@ impl Dispatcher {
             drop(shown);
             self.board.changed.notify_one();
         }
+    }
+}
+
+fn terms(instance: &Instance, network: bool) -> Terms {
+    let settle = instance.config.settle_seconds;
+    Terms {
+        settle: Duration::from_secs(settle.unwrap_or(if network { 10 } else { 2 })),
+        incomplete_timeout: Duration::from_secs(instance.config.incomplete_timeout),
+        network,
+        source_roots: instance.config.source_roots.clone(),
     }
 }
 

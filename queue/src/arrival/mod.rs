@@ -4,13 +4,20 @@
 //! one that was written in place when nobody writes it, it has been still, and its structure is
 //! complete. An owner (descriptor, OVF, manifest) speaks for its pieces.
 pub mod candidate;
+mod company;
 mod drops;
+mod examine;
+mod gather;
 pub mod pieces;
 mod settle;
+#[cfg(test)]
+mod tests;
+mod texts;
 mod tracker;
 pub mod watch;
 pub mod whole;
 pub mod xml;
 
 pub use drops::Arrival;
-pub use tracker::{Arrivals, Gathered};
+pub use gather::Gathered;
+pub use tracker::{ADOPTION_GRACE, Arrivals, Terms};

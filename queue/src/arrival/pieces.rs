@@ -40,11 +40,20 @@ pub struct Scope<'a> {
 impl Scope<'_> {
     /// The pieces of `owner`, a plain path relative to the base.
     pub fn pieces(&self, owner: &str) -> Result<Pieces> {
-        let mut pieces = self.direct(owner)?;
+        self.pieces_by(owner, &mut |name| self.direct(name))
+    }
+
+    /// The same; `direct` tells what one file's text says.
+    pub(super) fn pieces_by(
+        &self,
+        owner: &str,
+        direct: &mut dyn FnMut(&str) -> Result<Pieces>,
+    ) -> Result<Pieces> {
+        let mut pieces = direct(owner)?;
         // A manifest's or OVF's disk may itself be a descriptor with extents.
         for name in pieces.names.clone() {
             let is_vmdk = name.to_ascii_lowercase().ends_with(".vmdk");
-            if is_vmdk && let Ok(below) = self.direct(&name) {
+            if is_vmdk && let Ok(below) = direct(&name) {
                 pieces.names.extend(below.names);
             }
         }
@@ -55,7 +64,8 @@ impl Scope<'_> {
         Ok(pieces)
     }
 
-    fn direct(&self, owner: &str) -> Result<Pieces> {
+    /// What the text of `owner` itself says.
+    pub(super) fn direct(&self, owner: &str) -> Result<Pieces> {
         let path = self.base.join(owner);
         match candidate::classify(owner) {
             Some(candidate::Class::Manifest) => {

@@ -1,69 +1,73 @@
 //! The tracker: names that lie in the queue directory, until each is whole, refused or gone.
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::arrival::candidate::{self, Class};
-use crate::arrival::drops::{Arrival, arrival, directory_owner, lone};
-use crate::arrival::pieces::{self, Pieces, Scope};
+use crate::arrival::company::Company;
+use crate::arrival::drops::Arrival;
+use crate::arrival::examine::Verdict;
+use crate::arrival::gather::Wanted;
+use crate::arrival::pieces::{Pieces, Scope};
 use crate::arrival::settle::Stillness;
-use crate::arrival::whole;
-use crate::error::{Error, ErrorKind, Result};
+use crate::arrival::texts::Texts;
+use crate::error::{Error, Result};
 use crate::instance::Directories;
 use crate::job::JobId;
-use crate::spool::{Drop, DropKind, Job};
+use crate::spool::{Drop, DropKind};
 
-/// Whether a claimed job has all its pieces.
-#[derive(Debug)]
-pub enum Gathered {
-    Whole,
-    /// These are not there yet, or not whole; `overdue` if waiting longer makes no sense.
-    Missing {
-        names: Vec<String>,
-        overdue: bool,
-    },
-}
+/// How long an owner waits for a disk of the queue before one that was taken alone, under the same
+/// name, is thought to be meant: a new one that is being delivered shows itself sooner.
+pub const ADOPTION_GRACE: Duration = Duration::from_secs(15);
+/// Names of disks that were claimed alone and are remembered.
+const ALONE_ENTRIES: usize = 4096;
 
-enum Verdict {
-    Ready(Arrival),
-    Wait,
-    /// Not a drop, or somebody else's piece.
-    Ignore,
+/// How arrival judges, as the configuration says it.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    pub settle: Duration,
+    pub incomplete_timeout: Duration,
+    /// Whether other hosts write to the queue's file system.
+    pub network: bool,
+    /// Where files outside the queue may lie that a job waits for.
+    pub source_roots: Vec<PathBuf>,
 }
 
 /// Everything in the queue directory that is not claimed yet.
 pub struct Arrivals {
-    directories: Arc<Directories>,
+    pub(super) directories: Arc<Directories>,
     /// Names and the order of their arrival.
-    pending: HashMap<String, u64>,
+    pub(super) pending: HashMap<String, u64>,
     arrived: u64,
     /// What claimed jobs still wait for: never a drop of its own.
-    wanted: HashMap<JobId, Vec<String>>,
-    stillness: Stillness,
-    incomplete_timeout: Duration,
-    /// Where files outside the queue may lie that a job waits for.
-    source_roots: Vec<PathBuf>,
+    pub(super) wanted: HashMap<JobId, Wanted>,
+    /// Disks that were lately claimed alone: their owner may come after them.
+    pub(super) alone: VecDeque<String>,
+    pub(super) stillness: Stillness,
+    pub(super) texts: Texts,
+    pub(super) terms: Terms,
 }
 
 impl Arrivals {
-    pub fn new(
-        directories: Arc<Directories>,
-        settle: Duration,
-        incomplete_timeout: Duration,
-        network: bool,
-        source_roots: Vec<PathBuf>,
-    ) -> Self {
+    pub fn new(directories: Arc<Directories>, terms: Terms) -> Self {
         Self {
             directories,
             pending: HashMap::new(),
             arrived: 0,
             wanted: HashMap::new(),
-            stillness: Stillness::new(settle, network),
-            incomplete_timeout,
-            source_roots,
+            alone: VecDeque::new(),
+            stillness: Stillness::new(terms.settle, terms.network),
+            texts: Texts::default(),
+            terms,
         }
+    }
+
+    /// Judges by other terms from now on; what was seen stays seen.
+    pub fn set_terms(&mut self, terms: Terms) {
+        self.stillness.set_settle(terms.settle);
+        self.terms = terms;
     }
 
     /// A name was renamed in: whole at once.
@@ -103,7 +107,22 @@ impl Arrivals {
         for (_, name) in names {
             self.touched(&name);
         }
+        self.prune();
         Ok(unreadable)
+    }
+
+    /// Forgets what was seen of files that are no longer in the queue directory.
+    fn prune(&mut self) {
+        let (queue, pending) = (&self.directories.queue, &self.pending);
+        self.stillness
+            .retain(|path| match path.strip_prefix(queue).map(Path::iter) {
+                Ok(mut parts) => parts
+                    .next()
+                    .and_then(|top| top.to_str())
+                    .is_some_and(|top| pending.contains_key(top)),
+                Err(_) => true,
+            });
+        self.texts.prune();
     }
 
     /// How many drops wait to become whole.
@@ -116,29 +135,49 @@ impl Arrivals {
         let mut names: Vec<String> = self.pending.keys().cloned().collect();
         names.sort_unstable_by_key(|name| self.pending.get(name).copied());
         let mut owned = self.owned_by_owners(&names);
-        owned.extend(self.wanted.values().flatten().cloned());
+        owned.extend(
+            self.wanted
+                .values()
+                .flat_map(|wanted| &wanted.names)
+                .cloned(),
+        );
+        let mut company = Company::of(&names);
         let mut ready = Vec::new();
         for name in names {
-            if owned.contains(&name) {
-                continue;
-            }
-            match self.examine(&name) {
-                Verdict::Wait => {}
-                Verdict::Ignore => {
-                    self.pending.remove(&name);
-                }
-                Verdict::Ready(arrival) => {
-                    self.pending.remove(&name);
-                    ready.push(arrival);
-                }
+            if !owned.contains(&name) {
+                ready.extend(self.verdict(&name, Some(&mut company)));
             }
         }
         ready
     }
 
-    /// The job is begun or over: nothing is kept for it any more.
-    pub fn release(&mut self, job: JobId) {
-        self.wanted.remove(&job);
+    /// Looks once more at a drop that was ready a while ago: it may have been overwritten since.
+    pub fn again(&mut self, name: &str) -> Option<Arrival> {
+        self.touched(name);
+        let is_wanted = |wanted: &Wanted| wanted.names.iter().any(|known| known == name);
+        if self.wanted.values().any(is_wanted) {
+            return None;
+        }
+        self.verdict(name, None)
+    }
+
+    /// Whether something of this name was seen and not yet claimed.
+    pub fn is_pending(&self, name: &str) -> bool {
+        self.pending.contains_key(name)
+    }
+
+    fn verdict(&mut self, name: &str, company: Option<&mut Company>) -> Option<Arrival> {
+        match self.examine(name, company) {
+            Verdict::Wait => None,
+            Verdict::Ignore => {
+                self.pending.remove(name);
+                None
+            }
+            Verdict::Ready(arrival) => {
+                self.pending.remove(name);
+                Some(arrival)
+            }
+        }
     }
 
     /// The drop was claimed or is gone: forget what was seen of its files.
@@ -148,238 +187,45 @@ impl Arrivals {
             self.stillness.forget(&path);
             self.pending.remove(name);
         }
+        if drop.kind == DropKind::Disk && drop.owned.is_empty() {
+            self.alone.push_back(drop.name.clone());
+            if self.alone.len() > ALONE_ENTRIES {
+                self.alone.pop_front();
+            }
+        }
     }
 
-    /// Brings a claimed job's pieces together; those in the queue directory are taken when whole.
-    pub fn gather(&mut self, job: &mut Job) -> Result<Gathered> {
-        let source = job.source_dir();
-        let owner = job.memory.owner.clone();
-        self.wanted.remove(&job.id());
-        let pieces = self.scope(&source).pieces(&owner)?;
-        let mut missing = Vec::new();
-        for name in pieces.names.iter().chain(&pieces.optional) {
-            // What lies in `source/` was whole when it was taken.
-            if std::fs::symlink_metadata(source.join(name)).is_ok() {
-                continue;
-            }
-            let there = self.path(name);
-            if self.is_whole_file(&there) && job.take(name)? {
-                self.stillness.forget(&there);
-                self.pending.remove(name);
-            } else if !pieces.optional.contains(name) {
-                missing.push(name.clone());
-            }
-        }
-        for path in &pieces.outside {
-            let is_ours = self.source_roots.iter().any(|root| path.starts_with(root));
-            if is_ours && !self.is_whole_file(path) {
-                missing.push(path.to_string_lossy().into_owned());
-            }
-        }
-        if missing.is_empty() {
-            return Ok(Gathered::Whole);
-        }
-        self.wanted.insert(job.id(), missing.clone());
-        let growing = missing.iter().any(|name| self.is_growing(name));
-        let overdue = !growing && job.age() >= self.incomplete_timeout;
-        Ok(Gathered::Missing {
-            names: missing,
-            overdue,
-        })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directories.queue.join(name)
     }
 
-    fn scope<'a>(&'a self, base: &'a Path) -> Scope<'a> {
-        Scope {
-            base,
-            queue: &self.directories.queue,
-            output: &self.directories.output,
-        }
-    }
-
-    fn pieces(&self, owner: &str) -> Result<Pieces> {
-        self.scope(&self.directories.queue).pieces(owner)
+    pub(super) fn pieces(&mut self, owner: &str) -> Result<Pieces> {
+        let directories = self.directories.clone();
+        self.texts
+            .pieces(&scope(&directories, &directories.queue), owner)
     }
 
     /// What the owners among the pending names own: never a drop of its own.
-    fn owned_by_owners(&self, names: &[String]) -> BTreeSet<String> {
+    fn owned_by_owners(&mut self, names: &[String]) -> BTreeSet<String> {
+        let directories = self.directories.clone();
+        let scope = scope(&directories, &directories.queue);
         let mut owned = BTreeSet::new();
         for name in names {
             let is_owner = !matches!(candidate::classify(name), None | Some(Class::Disk))
                 || name.to_ascii_lowercase().ends_with(".vmdk");
-            if is_owner && let Ok(pieces) = self.pieces(name) {
+            if is_owner && let Some(pieces) = self.texts.pieces_if_sound(&scope, name) {
                 owned.extend(pieces.names);
             }
         }
         owned
     }
+}
 
-    fn examine(&mut self, name: &str) -> Verdict {
-        if candidate::is_ignored(name) {
-            return Verdict::Ignore;
-        }
-        let path = self.path(name);
-        let Ok(metadata) = std::fs::symlink_metadata(&path) else {
-            self.stillness.forget(&path);
-            return Verdict::Ignore;
-        };
-        if metadata.is_dir() {
-            return self.examine_directory(name);
-        }
-        let Some(class) = candidate::classify(name) else {
-            return Verdict::Ignore;
-        };
-        if !metadata.is_file() {
-            let error = Error::invalid(format!("{name} is not a regular file"))
-                .with_remedy("links, devices and pipes are never followed: copy the disk itself");
-            return Verdict::Ready(Arrival::Refused(lone(name, DropKind::Disk), error));
-        }
-        match class {
-            Class::Manifest => self.examine_manifest(name),
-            Class::Ovf => self.examine_owner(name, DropKind::Ovf),
-            Class::Disk => self.examine_disk(name),
-        }
-    }
-
-    /// Claimed at once when it parses: the next one may come under the same name.
-    fn examine_manifest(&mut self, name: &str) -> Verdict {
-        let path = self.path(name);
-        if whole::is_open_for_writing(&path) || !whole::is_complete_json(&path) {
-            return self.wait_or_refuse(name, DropKind::Manifest, "is not complete JSON");
-        }
-        if !whole::looks_like_manifest(&path) {
-            return Verdict::Ignore;
-        }
-        let described = self.pieces(name);
-        Verdict::Ready(arrival(name, name, DropKind::Manifest, described, false))
-    }
-
-    fn examine_disk(&mut self, name: &str) -> Verdict {
-        let path = self.path(name);
-        let head = pieces::head(&path, 512).unwrap_or_default();
-        if candidate::is_extent(name, &head) {
-            let why = "is an extent that no descriptor here names";
-            return self.wait_or_refuse(name, DropKind::Disk, why);
-        }
-        if self.has_company_in_motion(name) {
-            return Verdict::Wait;
-        }
-        self.examine_owner(name, DropKind::Disk)
-    }
-
-    /// Whether something of the same VM is still being written beside a disk that was: its owner
-    /// may come last, as `cp` of a whole export does it. A disk that was renamed in does not wait.
-    fn has_company_in_motion(&mut self, name: &str) -> bool {
-        if self.stillness.is_moved_in(&self.path(name)) {
-            return false;
-        }
-        let family = candidate::family(name).to_owned();
-        let others: Vec<PathBuf> = self
-            .pending
-            .keys()
-            .filter(|other| *other != name && candidate::family(other) == family)
-            .filter(|other| !candidate::is_ignored(other))
-            .map(|other| self.path(other))
-            .collect();
-        others
-            .iter()
-            .any(|path| whole::is_open_for_writing(path) || !self.stillness.is_still(path))
-    }
-
-    /// A file that may own others: whole when it and all it names are.
-    fn examine_owner(&mut self, name: &str, kind: DropKind) -> Verdict {
-        let path = self.path(name);
-        if !self.is_whole_file(&path) {
-            return self.wait_or_refuse(name, kind, "is not complete: it ends too early");
-        }
-        let described = match self.pieces(name) {
-            Ok(described) => described,
-            Err(error) => return Verdict::Ready(Arrival::Refused(lone(name, kind), error)),
-        };
-        let missing: Vec<&String> = described
-            .names
-            .iter()
-            .filter(|name| !self.is_there(name))
-            .collect();
-        if !missing.is_empty() {
-            let why = format!("names {:?}, which is not there", missing.first());
-            let why = why.replace("Some(", "").replace(')', "");
-            return self.wait_or_refuse(name, kind, &why);
-        }
-        for piece in described.names.clone() {
-            let piece = self.path(&piece);
-            if !self.is_whole_file(&piece) {
-                let why = format!("names {}, which is not complete", piece.display());
-                return self.wait_or_refuse(name, kind, &why);
-            }
-        }
-        Verdict::Ready(arrival(name, name, kind, Ok(described), true))
-    }
-
-    fn examine_directory(&mut self, name: &str) -> Verdict {
-        let path = self.path(name);
-        let moved_in = self.stillness.is_moved_in(&path);
-        let Some(owner) = directory_owner(&path) else {
-            return self.wait_or_refuse(name, DropKind::Directory, "holds no manifest.json");
-        };
-        let owner = format!("{name}/{owner}");
-        if !moved_in && !self.is_tree_still(&path) {
-            return Verdict::Wait;
-        }
-        let described = self.pieces(&owner);
-        if !moved_in && let Ok(pieces) = &described {
-            for piece in &pieces.names {
-                let piece = self.path(piece);
-                if !self.is_whole_file(&piece) {
-                    let why = format!("misses {}", piece.display());
-                    return self.wait_or_refuse(name, DropKind::Directory, &why);
-                }
-            }
-        }
-        Verdict::Ready(arrival(name, &owner, DropKind::Directory, described, false))
-    }
-
-    /// Whether a file is there and has changed within the incomplete timeout.
-    fn is_growing(&mut self, name: &str) -> bool {
-        let path = self.path(name);
-        self.is_there(name) && self.stillness.unchanged_for(&path) < self.incomplete_timeout
-    }
-
-    fn is_there(&self, name: &str) -> bool {
-        std::fs::symlink_metadata(self.path(name)).is_ok()
-    }
-
-    /// Whether a file is whole: nobody writes it, it is still, and its structure is complete.
-    fn is_whole_file(&mut self, path: &Path) -> bool {
-        self.stillness.is_still(path)
-            && (self.stillness.is_moved_in(path)
-                || (!whole::is_open_for_writing(path) && whole::is_complete(path).unwrap_or(false)))
-    }
-
-    fn is_tree_still(&mut self, dir: &Path) -> bool {
-        if !self.stillness.is_still(dir) {
-            return false;
-        }
-        let Ok(entries) = std::fs::read_dir(dir) else {
-            return false;
-        };
-        entries.flatten().take(4096).all(|entry| {
-            let path = entry.path();
-            self.stillness.is_still(&path) && !whole::is_open_for_writing(&path)
-        })
-    }
-
-    /// Not whole: wait, but not longer than the incomplete timeout since the last change.
-    fn wait_or_refuse(&mut self, name: &str, kind: DropKind, why: &str) -> Verdict {
-        let path = self.path(name);
-        if self.stillness.unchanged_for(&path) < self.incomplete_timeout {
-            return Verdict::Wait;
-        }
-        let error = Error::new(ErrorKind::Corrupt, format!("{name} {why}"))
-            .with_remedy("copy it again, under a name ending in .part until it is whole");
-        Verdict::Ready(Arrival::Refused(lone(name, kind), error))
+/// Where the names in an owner's text are resolved that lies beneath `base`.
+pub(super) fn scope<'a>(directories: &'a Directories, base: &'a Path) -> Scope<'a> {
+    Scope {
+        base,
+        queue: &directories.queue,
+        output: &directories.output,
     }
 }
