@@ -1,6 +1,6 @@
 //! The jobs that wait for this converter, in the order in which they are to start.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use queue::job::{JobId, Priority};
 use queue::recover::Waiting;
@@ -11,8 +11,9 @@ type Rank = (Priority, JobId);
 #[derive(Default)]
 pub struct Backlog {
     ready: BTreeMap<Rank, Waiting>,
-    later: BTreeSet<(SystemTime, Rank)>,
-    known: HashMap<JobId, (Waiting, Option<SystemTime>)>,
+    /// By the clock that nobody sets: a jump of the other one keeps no job waiting.
+    later: BTreeSet<(Instant, Rank)>,
+    known: HashMap<JobId, (Waiting, Option<Instant>)>,
 }
 
 impl Backlog {
@@ -26,9 +27,27 @@ impl Backlog {
 
     /// Adds a job, or gives the known one its new priority and time.
     pub fn add(&mut self, waiting: Waiting) {
+        let now = SystemTime::now();
+        let left = waiting
+            .not_before
+            .map(|time| time.duration_since(now).unwrap_or_default());
+        self.insert(waiting, left);
+    }
+
+    /// Adds a job that is not to be tried again before `delay` is over.
+    pub fn postpone(&mut self, waiting: Waiting, delay: Duration) {
+        let now = SystemTime::now();
+        let left = waiting
+            .not_before
+            .and_then(|time| time.duration_since(now).ok());
+        let left = left.unwrap_or_default().max(delay);
+        self.insert(waiting, Some(left));
+    }
+
+    fn insert(&mut self, waiting: Waiting, left: Option<Duration>) {
         self.remove(waiting.job_id);
         let rank = (waiting.priority, waiting.job_id);
-        let due = waiting.not_before;
+        let due = left.and_then(|left| Instant::now().checked_add(left));
         self.known.insert(waiting.job_id, (waiting.clone(), due));
         match due {
             Some(time) => {
@@ -38,12 +57,6 @@ impl Backlog {
                 self.ready.insert(rank, waiting);
             }
         }
-    }
-
-    /// Adds a job that is not to be tried again before `time`.
-    pub fn postpone(&mut self, mut waiting: Waiting, time: SystemTime) {
-        waiting.not_before = Some(waiting.not_before.map_or(time, |known| known.max(time)));
-        self.add(waiting);
     }
 
     pub fn remove(&mut self, id: JobId) -> Option<Waiting> {
@@ -57,7 +70,7 @@ impl Backlog {
     }
 
     /// Takes the next job that may start at `now`.
-    pub fn next(&mut self, now: SystemTime) -> Option<Waiting> {
+    pub fn next(&mut self, now: Instant) -> Option<Waiting> {
         while let Some((time, rank)) = self.later.first().copied() {
             if time > now {
                 break;
@@ -79,7 +92,7 @@ impl Backlog {
     }
 
     /// When the next postponed job may start.
-    pub fn next_due(&self) -> Option<SystemTime> {
+    pub fn next_due(&self) -> Option<Instant> {
         self.later.first().map(|(time, _)| *time)
     }
 
@@ -96,7 +109,6 @@ impl Backlog {
 mod tests {
     use super::*;
     use queue::job::VmName;
-    use std::time::Duration;
 
     fn waiting(priority: Priority) -> Waiting {
         Waiting {
@@ -110,7 +122,7 @@ mod tests {
 
     #[test]
     fn priority_then_arrival_then_time() {
-        let now = SystemTime::now();
+        let now = Instant::now();
         let mut backlog = Backlog::default();
         let [low, first, second, high] = [
             Priority::Low,
@@ -122,14 +134,14 @@ mod tests {
         for job in [&low, &second, &first, &high] {
             backlog.add(job.clone());
         }
-        backlog.postpone(first.clone(), now + Duration::from_secs(5));
+        backlog.postpone(first.clone(), Duration::from_secs(5));
         assert_eq!(backlog.len(), 4);
         let mut order = Vec::new();
         while let Some(job) = backlog.next(now) {
             order.push(job.job_id);
         }
         assert_eq!(order, [high.job_id, second.job_id, low.job_id]);
-        assert_eq!(backlog.next_due(), Some(now + Duration::from_secs(5)));
+        assert!(backlog.next_due().unwrap() >= now + Duration::from_secs(5));
         let later = now + Duration::from_secs(6);
         assert_eq!(
             backlog.next(later).map(|job| job.job_id),

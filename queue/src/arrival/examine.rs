@@ -7,10 +7,11 @@ use std::time::Duration;
 use crate::arrival::candidate::{self, Class};
 use crate::arrival::company::Company;
 use crate::arrival::drops::{Arrival, arrival, directory_owner, lone};
-use crate::arrival::pieces;
+use crate::arrival::pieces::{self, Pieces};
 use crate::arrival::tracker::{ADOPTION_GRACE, Arrivals};
 use crate::arrival::whole;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::VmName;
 use crate::spool::DropKind;
 
 /// How long a file that may not be read is left alone: some copiers open it up only at their end.
@@ -63,7 +64,7 @@ impl Arrivals {
             return Verdict::Ignore;
         }
         let described = self.pieces(name);
-        Verdict::Ready(arrival(name, name, DropKind::Manifest, described, false))
+        self.described(name, name, DropKind::Manifest, described)
     }
 
     fn examine_disk(&mut self, name: &str, company: Option<&mut Company>) -> Verdict {
@@ -139,10 +140,29 @@ impl Arrivals {
                 }
             }
         }
-        Verdict::Ready(arrival(name, &owner, DropKind::Directory, described, false))
+        self.described(name, &owner, DropKind::Directory, described)
     }
 
-    pub(super) fn is_there(&self, name: &str) -> bool {
+    /// A drop whose pieces are gathered later; refused under the name that its owner gives it.
+    fn described(
+        &self,
+        name: &str,
+        owner: &str,
+        kind: DropKind,
+        described: Result<Pieces>,
+    ) -> Verdict {
+        let mut arrival = arrival(name, owner, kind, described, false);
+        if let Arrival::Refused(drop, _) = &mut arrival
+            && let Some(vm_name) = pieces::name_in_manifest(&self.path(owner))
+            && let Ok(vm_name) = VmName::new(&vm_name)
+        {
+            drop.vm_name = vm_name;
+        }
+        Verdict::Ready(arrival)
+    }
+
+    /// Whether something of this name lies in the queue directory.
+    pub fn is_there(&self, name: &str) -> bool {
         std::fs::symlink_metadata(self.path(name)).is_ok()
     }
 

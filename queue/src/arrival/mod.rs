@@ -6,6 +6,7 @@
 pub mod candidate;
 mod company;
 mod drops;
+mod elsewhere;
 mod examine;
 mod gather;
 pub mod pieces;

@@ -76,8 +76,36 @@ impl Scope<'_> {
             Some(candidate::Class::Disk) if is_descriptor_file(&path) => {
                 Ok(self.of_descriptor(owner, &read(&path, MAX_TEXT_BYTES)?))
             }
-            _ => Ok(Pieces::default()),
+            Some(candidate::Class::Disk) => Ok(self.of_ova(owner, &path).unwrap_or_default()),
+            None => Ok(Pieces::default()),
         }
+    }
+
+    /// An OVA owns nothing outside itself; its OVF, which comes first (DSP0243, 5.3), names the VM.
+    fn of_ova(&self, owner: &str, path: &Path) -> Option<Pieces> {
+        let mut file = open(path).ok()?;
+        let mut header = [0; 512];
+        file.read_exact(&mut header).ok()?;
+        let text = |range| {
+            let field: &[u8] = header.get(range)?;
+            let field = field.split(|byte| *byte == 0).next()?;
+            std::str::from_utf8(field).ok().map(str::trim)
+        };
+        let is_ovf = text(0..100)?.to_ascii_lowercase().ends_with(".ovf");
+        if text(257..262)? != "ustar" || !is_ovf {
+            return None;
+        }
+        let size_bytes = u64::from_str_radix(text(124..136)?, 8).ok()?;
+        if size_bytes > MAX_TEXT_BYTES {
+            return None;
+        }
+        let mut descriptor = Vec::new();
+        file.take(size_bytes).read_to_end(&mut descriptor).ok()?;
+        let described = self.of_ovf(owner, &descriptor).ok()?;
+        Some(Pieces {
+            vm_name: described.vm_name,
+            ..Pieces::default()
+        })
     }
 
     fn of_manifest(&self, owner: &str, manifest: &Manifest) -> Pieces {
@@ -195,6 +223,14 @@ impl Scope<'_> {
     }
 }
 
+/// The VM that a manifest speaks of which is otherwise wrong: whoever wrote it polls for that name.
+pub(super) fn name_in_manifest(path: &Path) -> Option<String> {
+    let bytes = read(path, manifest::MAX_BYTES).ok()?;
+    let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    let name = value.pointer("/source/vm_name")?;
+    name.as_str().map(str::to_owned)
+}
+
 fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
     let volume = crate::durable::HostVolume;
     crate::durable::Volume::read(&volume, path, limit_bytes)?.ok_or_else(|| {
@@ -271,6 +307,17 @@ mod tests {
         let pieces = scope.pieces("m.json").unwrap();
         assert_eq!(pieces.names, ["sub/b.raw", "vm-flat.vmdk", "vm.vmdk"]);
         assert_eq!(pieces.place.as_deref(), Some("site-a"));
+
+        let mut ova = vec![0; 512];
+        let xml = std::fs::read(queue.join("a.ovf")).unwrap();
+        ova[..5].copy_from_slice(b"a.ovf");
+        ova[124..136].copy_from_slice(format!("{:011o} ", xml.len()).as_bytes());
+        ova[257..262].copy_from_slice(b"ustar");
+        ova.extend(&xml);
+        std::fs::write(queue.join("a.ova"), ova).unwrap();
+        let pieces = scope.pieces("a.ova").unwrap();
+        assert_eq!(pieces.vm_name.as_deref(), Some("App"));
+        assert!(pieces.names.is_empty() && pieces.optional.is_empty());
 
         let bomb = "<!DOCTYPE a [<!ENTITY b \"c\">]><a>&b;</a>";
         std::fs::write(queue.join("bomb.ovf"), bomb).unwrap();
