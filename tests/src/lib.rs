@@ -1,4 +1,6 @@
 //! What the whole-program tests share.
+pub mod daemon;
+pub mod deflate;
 pub mod enumerate;
 pub mod images;
 pub mod invariants;

@@ -119,6 +119,38 @@ members_of_the_group_drop_and_read() {
     fails runuser -u stranger -- ls $state/queue
 }
 
+manifest() { # VM: on one disk beside it
+    printf '{"manifest_version":"1.0","source":{"vm_name":"%s"},"disks":[{"id":"disk-0",' "$1"
+    printf '"source_format":"vmdk","bytes":1,"local_path":"disk.vmdk"}]}\n'
+}
+
+a_job_directory_needs_to_be_writable() {
+    local job=$state/queue/.incoming/of-root
+    mkdir $job
+    cp $disks/small.vmdk $job/disk.vmdk
+    manifest of-root >$job/manifest.json
+    # As `cp -r` leaves it; the rest is open to the daemon's group by the queue's ACL.
+    chmod g-w $job
+    mv $job $state/queue/of-root
+    within 60 some $state/output/of-root.error
+    grep -q 'Permission denied' $state/output/of-root.error
+    chmod g+w $state/queue/of-root
+    within 90 some $state/output/of-root.qcow2
+    none $state/output/of-root.error
+}
+
+hyperexport_submits_and_waits() {
+    mkdir /root/exported
+    cp $disks/small.vmdk /root/exported/exported.vmdk
+    (
+        umask 077
+        timeout 120 hyperexport --provider local --source /root/exported --vm exported \
+            --pipeline --hyper2kvm-daemon --hyper2kvm-instance vsphere-prod \
+            --hyper2kvm-poll-interval 1
+    )
+    some $state/vsphere-prod-output/exported.qcow2
+}
+
 a_writer_of_another_user_is_waited_for() {
     exec 7>$state/queue/written.vmdk
     cat $disks/small.vmdk >&7
@@ -266,6 +298,8 @@ check instances_start_and_say_ready
 check named_instances_make_their_directories
 check drops_become_results
 check members_of_the_group_drop_and_read
+check a_job_directory_needs_to_be_writable
+check hyperexport_submits_and_waits
 check a_writer_of_another_user_is_waited_for
 check a_bad_file_fails_alone
 check hyperctl_shows_every_instance

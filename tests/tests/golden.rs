@@ -7,7 +7,7 @@ use converter::disk::Unobserved;
 use converter::error::ErrorKind;
 use converter::source::{self, Appliance};
 use hyper2kvm_tests::images;
-use queue::instance::config::OutFormat;
+use queue::instance::config::{Compress, OutFormat};
 use queue::roots::Roots;
 
 fn open(owner: &Path) -> converter::error::Result<Appliance> {
@@ -51,12 +51,40 @@ fn converts(owner: &Path, raw: &Path, dir: &Path) -> String {
         assert!(bytes == std::fs::read(&other).unwrap(), "{threads} threads");
     }
     assert_eq!(convert::digest_of_qcow2(&target).unwrap(), report.digest);
+    packs(owner, raw, dir, &report.digest);
     let raw_target = dir.join("1.raw");
     let format = OutFormat::Raw;
     let raw_report = copy_with(owner, &raw_target, &Plan { format, ..plan(2) });
     assert_eq!(raw_report.digest, report.digest);
     images::judge(raw, &raw_target, "raw");
     report.digest
+}
+
+/// The same, compressed; a grain that comes deflated is carried over as it is.
+fn packs(owner: &Path, raw: &Path, dir: &Path, digest: &str) {
+    let packed = |threads: usize| {
+        let target = dir.join(format!("packed-{threads}.qcow2"));
+        let compress = Compress::Zlib;
+        let report = copy_with(
+            owner,
+            &target,
+            &Plan {
+                compress,
+                ..plan(threads)
+            },
+        );
+        assert_eq!(report.digest, digest);
+        (target, report.output_bytes)
+    };
+    let (target, output_bytes) = packed(1);
+    images::judge(raw, &target, "qcow2");
+    assert_eq!(convert::digest_of_qcow2(&target).unwrap(), digest);
+    let bytes = std::fs::read(&target).unwrap();
+    assert_eq!(output_bytes, bytes.len() as u64);
+    for threads in [2, 8] {
+        let (other, _) = packed(threads);
+        assert!(bytes == std::fs::read(&other).unwrap(), "{threads} threads");
+    }
 }
 
 /// Every form of the same content: all judged, one digest.
@@ -215,4 +243,31 @@ fn appliances_with_two_disks() {
     let error = convert::copy(&appliance.disks[1], &target, &plan(2), &Unobserved).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Corrupt);
     assert!(error.to_string().contains("vm.mf"), "{error}");
+}
+
+/// Packed and whole blocks across several refcount blocks, without a byte of data written.
+#[test]
+fn refcounts_of_large_packed_images() {
+    use converter::disk::{BLOCK_BYTES, Layout};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.qcow2");
+    let file = std::fs::File::create_new(&path).unwrap();
+    let blocks = 150_000;
+    let capacity_bytes = blocks * BLOCK_BYTES;
+    let mut layout = converter::qcow2::Qcow2Layout::new(
+        file.into(),
+        path.clone(),
+        capacity_bytes,
+        converter::qcow2::Compression::Zlib,
+    );
+    for (index, size) in (0..blocks).zip(images::noise(9, blocks as usize)) {
+        match size {
+            0..20 => continue,
+            20..60 => layout.place(index).unwrap(),
+            60..100 => layout.place_packed(index, u64::from(size)).unwrap(),
+            _ => layout.place_packed(index, u64::from(size) * 256).unwrap(),
+        };
+    }
+    layout.finish().unwrap();
+    images::qemu_img(&["check", "-q", "-f", "qcow2", images::text(&path)]);
 }

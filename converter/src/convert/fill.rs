@@ -1,6 +1,8 @@
 //! Reads a batch: plain bytes straight into place, packed units inflated, zeros everywhere else.
+use std::ops::Range;
+
 use super::batch::{BATCH_BYTES, Batch};
-use crate::disk::{Extent, HostOffset, Image, Packed, Stored, Window};
+use crate::disk::{BLOCK_BYTES, Extent, HostOffset, Image, Packed, Stored, Window};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Packed units that lie close together are read at once, up to this span.
@@ -10,22 +12,33 @@ const SPAN_BYTES: u64 = 2 * BATCH_BYTES;
 pub(super) struct Buffer {
     /// The guest's bytes of the batch that was read last.
     pub guest: Vec<u8>,
+    /// The deflate streams of the batch's blocks, for a compressed target.
+    pub packed: Vec<u8>,
+    /// Blocks whose stream came with the source, and where in `packed` it is.
+    pub transplants: Vec<(u64, Range<usize>)>,
     stored: Vec<u8>,
     unpacked: Vec<u8>,
+    keeps_streams: bool,
 }
 
 impl Buffer {
-    pub fn new() -> Self {
+    /// `keeps_streams`: what the source deflated block by block is wanted as it is, too.
+    pub fn new(keeps_streams: bool) -> Self {
         Self {
             guest: vec![0; BATCH_BYTES as usize],
+            packed: Vec::new(),
+            transplants: Vec::new(),
             stored: Vec::new(),
             unpacked: Vec::new(),
+            keeps_streams,
         }
     }
 
     /// Reads `batch` into `guest`. Returns how many stored bytes that took.
     pub fn fill(&mut self, image: &dyn Image, batch: &Batch) -> Result<u64> {
         self.guest.fill(0);
+        self.packed.clear();
+        self.transplants.clear();
         let mut read_bytes = 0u64;
         let mut pieces = batch.pieces.as_slice();
         while let Some(first) = pieces.first() {
@@ -89,18 +102,30 @@ impl Buffer {
             let stored = self.stored.get(from..to).ok_or_else(outside)?;
             let target = place(&mut self.guest, batch, piece, piece.length_bytes)?;
             let whole = skip_bytes == 0 && piece.length_bytes == unit.unpacked_bytes;
-            let used = if whole {
+            let unpacked = if whole {
                 image.unpack(&unit, stored, target)?
             } else {
                 self.unpacked.clear();
                 self.unpacked.resize(unit.unpacked_bytes as usize, 0);
-                let used = image.unpack(&unit, stored, &mut self.unpacked)?;
+                let unpacked = image.unpack(&unit, stored, &mut self.unpacked)?;
                 let skip = skip_bytes as usize;
                 let part = self.unpacked.get(skip..skip + target.len());
                 target.copy_from_slice(part.ok_or_else(outside)?);
-                used
+                unpacked
             };
-            read_bytes = read_bytes.saturating_add(used);
+            let is_block = whole
+                && unit.unpacked_bytes == BLOCK_BYTES
+                && unit.guest.0.is_multiple_of(BLOCK_BYTES);
+            let shorter = |stream: &Range<usize>| stream.len() < BLOCK_BYTES as usize;
+            let stream = unpacked.deflate.filter(shorter);
+            if let Some(stream) = stream.filter(|_| self.keeps_streams && is_block) {
+                let stream = stored.get(stream).ok_or_else(outside)?;
+                let start = self.packed.len();
+                self.packed.extend_from_slice(stream);
+                let range = start..self.packed.len();
+                self.transplants.push((unit.guest.0 / BLOCK_BYTES, range));
+            }
+            read_bytes = read_bytes.saturating_add(unpacked.stored_bytes);
         }
         Ok(read_bytes)
     }

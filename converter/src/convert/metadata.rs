@@ -43,6 +43,12 @@ pub struct Disk {
     pub virtual_size_bytes: u64,
     pub source_bytes: u64,
     pub output_bytes: u64,
+    /// Compressed clusters that hold a deflate stream of the source as it was, and those that were
+    /// compressed here.
+    #[serde(default)]
+    pub grains_transplanted: u64,
+    #[serde(default)]
+    pub clusters_encoded: u64,
     /// Content digest, `blake3:<hex>`.
     pub digest: Option<String>,
     /// The file beside this one, e.g. `web-01-disk2.qcow2`.
@@ -122,6 +128,8 @@ mod tests {
                 virtual_size_bytes: 1 << 40,
                 source_bytes: 4096,
                 output_bytes: 196_624,
+                grains_transplanted: 16,
+                clusters_encoded: 1,
                 digest: Some("blake3:00".to_owned()),
                 file: "web-01.qcow2".to_owned(),
             }],

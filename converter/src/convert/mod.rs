@@ -2,6 +2,7 @@
 //!
 //! Creates the target itself and never overwrites; never renames, links or fsyncs.
 mod batch;
+mod blocks;
 mod fill;
 pub mod metadata;
 mod pipeline;
@@ -27,6 +28,8 @@ pub struct Plan {
     pub format: OutFormat,
     pub compress: Compress,
     pub compress_level: Option<u32>,
+    /// Deflates every block itself, with back-references of at most 4 KiB.
+    pub strict_window: bool,
     /// Worker threads; 0 is one per core. The result does not depend on it.
     pub threads: usize,
 }
@@ -37,6 +40,7 @@ impl Default for Plan {
             format: OutFormat::Qcow2,
             compress: Compress::None,
             compress_level: None,
+            strict_window: false,
             threads: 0,
         }
     }
@@ -57,6 +61,10 @@ pub struct DiskReport {
     pub zero_bytes: u64,
     /// Guest bytes that the source's map says are zeros: never read.
     pub hole_bytes: u64,
+    /// Blocks whose deflate stream is the source's own, verified.
+    pub grains_transplanted: u64,
+    /// Blocks that were compressed here; of both, the rest stands as it is.
+    pub clusters_encoded: u64,
 }
 
 /// Copies `disk` into a new file at `target`, which must not exist; all of it or an error.
@@ -71,14 +79,21 @@ pub fn copy(
 ) -> Result<DiskReport> {
     let target = target::create(target, disk.capacity_bytes, plan)?;
     let outcome = pipeline::run(disk, Some(target), plan.threads, observer)?;
+    let data_bytes = outcome
+        .blocks
+        .all
+        .saturating_mul(BLOCK_BYTES)
+        .min(disk.capacity_bytes);
     Ok(DiskReport {
         virtual_size_bytes: disk.capacity_bytes,
         source_bytes: disk.source_bytes,
         output_bytes: outcome.output_bytes,
         digest: outcome.digest,
-        data_bytes: outcome.data_bytes,
-        zero_bytes: disk.capacity_bytes.saturating_sub(outcome.data_bytes),
+        data_bytes,
+        zero_bytes: disk.capacity_bytes.saturating_sub(data_bytes),
         hole_bytes: outcome.hole_bytes,
+        grains_transplanted: outcome.blocks.transplanted,
+        clusters_encoded: outcome.blocks.encoded,
     })
 }
 

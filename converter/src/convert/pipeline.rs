@@ -11,21 +11,36 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::batch::{Batch, Batches};
+use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
-use super::target::Target;
-use crate::disk::{
-    BLOCK_BYTES, BlockHash, Checksum, ContentDigest, HostOffset, Image, Layout, Observer,
-    hash_block, is_zero,
-};
+use super::target::{Packing, Target};
+use crate::disk::{BLOCK_BYTES, Checksum, ContentDigest, HostOffset, Image, Layout, Observer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::SourceDisk;
 
 pub(super) struct Outcome {
     pub digest: String,
-    pub data_bytes: u64,
+    pub blocks: Tally,
     pub hole_bytes: u64,
     /// 0 without a target.
     pub output_bytes: u64,
+}
+
+/// Blocks that are not all zeros.
+#[derive(Default, Clone, Copy)]
+pub(super) struct Tally {
+    pub all: u64,
+    /// Of these: with the source's stream, and with one that was made here.
+    pub transplanted: u64,
+    pub encoded: u64,
+}
+
+impl Tally {
+    fn count(&mut self, block: &Block) {
+        self.all += 1;
+        self.transplanted += u64::from(block.is_transplant);
+        self.encoded += u64::from(block.packed.is_some() && !block.is_transplant);
+    }
 }
 
 /// What is done in the batches' order.
@@ -33,7 +48,7 @@ struct Turn {
     next: u64,
     layout: Option<Box<dyn Layout>>,
     digest: ContentDigest,
-    blocks: u64,
+    blocks: Tally,
 }
 
 struct Shared<'a> {
@@ -44,6 +59,8 @@ struct Shared<'a> {
     /// A thread failed: the others stop at once.
     failed: AtomicBool,
     output: Option<(&'a File, &'a Path)>,
+    /// For a compressed target.
+    packing: Option<Packing>,
     work: Work<'a>,
 }
 
@@ -53,12 +70,6 @@ struct Work<'a> {
     left_bytes: AtomicU64,
 }
 
-/// A block that is not all zeros.
-struct Block {
-    index: u64,
-    hash: BlockHash,
-}
-
 /// Reads the whole disk; writes it if there is a target. `threads` 0 is one per core.
 pub(super) fn run(
     disk: &SourceDisk,
@@ -66,8 +77,9 @@ pub(super) fn run(
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
+    let packing = target.as_ref().and_then(|target| target.packing);
     let (file, layout) = match target {
-        Some(Target { file, path, layout }) => (Some((file, path)), Some(layout)),
+        Some(target) => (Some((target.file, target.path)), Some(target.layout)),
         None => (None, None),
     };
     let shared = Shared {
@@ -77,11 +89,12 @@ pub(super) fn run(
             next: 0,
             layout,
             digest: ContentDigest::new(disk.capacity_bytes),
-            blocks: 0,
+            blocks: Tally::default(),
         }),
         turned: Condvar::new(),
         failed: AtomicBool::new(false),
         output: file.as_ref().map(|(file, path)| (&**file, path.as_path())),
+        packing,
         work: Work {
             observer,
             left_bytes: AtomicU64::new(disk.allocated_bytes),
@@ -102,7 +115,7 @@ pub(super) fn run(
             .into_iter()
             .try_for_each(|result| result.unwrap_or_else(|_| Err(panicked())))
     })?;
-    shared.finish(disk.capacity_bytes)
+    shared.finish()
 }
 
 impl Shared<'_> {
@@ -126,18 +139,19 @@ impl Shared<'_> {
     }
 
     fn work(&self) -> Result<()> {
-        let mut buffer = Buffer::new();
+        let mut buffer = Buffer::new(self.packing.is_some_and(Packing::takes_streams));
+        let mut packer = self.packing.map(Packer::new).transpose()?;
         let mut blocks = Vec::new();
         while self.go_on()? {
             let Some(batch) = lock(&self.batches).next()? else {
                 return Ok(());
             };
             let read_bytes = buffer.fill(self.image, &batch)?;
-            find_blocks(&buffer.guest, &batch, &mut blocks);
+            blocks::find(&mut buffer, &batch, packer.as_mut(), &mut blocks);
             let Some(places) = self.take_turn(&batch, &blocks)? else {
                 return Ok(());
             };
-            self.write(&buffer.guest, &batch, &blocks, &places)?;
+            self.write(&buffer, &batch, &blocks, &places)?;
             self.work.advance(read_bytes);
         }
         Ok(())
@@ -170,11 +184,14 @@ impl Shared<'_> {
         let mut places = Vec::with_capacity(blocks.len());
         for block in blocks {
             turn.digest.add(block.index, &block.hash);
+            turn.blocks.count(block);
             if let Some(layout) = turn.layout.as_mut() {
-                places.push(layout.place(block.index)?);
+                places.push(match &block.packed {
+                    Some(range) => layout.place_packed(block.index, range.len() as u64)?,
+                    None => layout.place(block.index)?,
+                });
             }
         }
-        turn.blocks += blocks.len() as u64;
         turn.next += 1;
         drop(turn);
         self.turned.notify_all();
@@ -184,7 +201,7 @@ impl Shared<'_> {
     /// Writes blocks to their places, neighbours that stay neighbours at once.
     fn write(
         &self,
-        guest: &[u8],
+        buffer: &Buffer,
         batch: &Batch,
         blocks: &[Block],
         places: &[HostOffset],
@@ -192,21 +209,32 @@ impl Shared<'_> {
         let Some((file, path)) = self.output else {
             return Ok(());
         };
+        let piece = |block: &Block| match &block.packed {
+            Some(range) => (true, range.clone()),
+            None => {
+                let from = (block.index * BLOCK_BYTES).saturating_sub(batch.start.0) as usize;
+                (false, from..from + BLOCK_BYTES as usize)
+            }
+        };
         let mut placed = blocks.iter().zip(places).peekable();
         while let Some((first, place)) = placed.next() {
-            let mut count = 1;
-            while placed
+            let (packed, mut range) = piece(first);
+            while let Some((_, next)) = placed
                 .next_if(|(block, at)| {
-                    block.index == first.index + count && at.0 == place.0 + count * BLOCK_BYTES
+                    piece(block).0 == packed
+                        && piece(block).1.start == range.end
+                        && at.0 == place.0 + range.len() as u64
                 })
-                .is_some()
+                .map(|(block, _)| piece(block))
             {
-                count += 1;
+                range.end = next.end;
             }
-            let from = (first.index * BLOCK_BYTES).saturating_sub(batch.start.0) as usize;
-            let bytes = guest
-                .get(from..from + (count * BLOCK_BYTES) as usize)
-                .ok_or_else(panicked)?;
+            let from = if packed {
+                &buffer.packed
+            } else {
+                &buffer.guest
+            };
+            let bytes = from.get(range).ok_or_else(panicked)?;
             file.write_all_at(bytes, place.0)
                 .map_err(|error| Error::io("write", path, error))?;
         }
@@ -224,7 +252,7 @@ impl Shared<'_> {
             .try_for_each(|checksum| checksum.verify(&go_on))
     }
 
-    fn finish(self, capacity_bytes: u64) -> Result<Outcome> {
+    fn finish(self) -> Result<Outcome> {
         // A cancellation that only the checksums' thread saw must not pass for success.
         self.go_on()?;
         let hole_bytes = lock(&self.batches).hole_bytes;
@@ -236,7 +264,7 @@ impl Shared<'_> {
         self.work.advance(u64::MAX);
         Ok(Outcome {
             digest: turn.digest.finish(),
-            data_bytes: (turn.blocks * BLOCK_BYTES).min(capacity_bytes),
+            blocks: turn.blocks,
             hole_bytes,
             output_bytes,
         })
@@ -255,20 +283,6 @@ impl Work<'_> {
             });
         if done > 0 {
             self.observer.advance(done);
-        }
-    }
-}
-
-/// The blocks of a batch that are not all zeros, with their hashes.
-fn find_blocks(guest: &[u8], batch: &Batch, blocks: &mut Vec<Block>) {
-    blocks.clear();
-    let first = batch.start.0 / BLOCK_BYTES;
-    for (index, bytes) in (first..).zip(guest.chunks_exact(BLOCK_BYTES as usize)) {
-        if !is_zero(bytes) {
-            blocks.push(Block {
-                index,
-                hash: hash_block(bytes),
-            });
         }
     }
 }

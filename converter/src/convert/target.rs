@@ -8,19 +8,57 @@ use queue::instance::config::{Compress, OutFormat};
 
 use super::Plan;
 use crate::disk::{BLOCK_BYTES, HostOffset, Layout, unsupported};
-use crate::error::{Error, Result};
-use crate::qcow2::Qcow2Layout;
+use crate::error::{Error, ErrorKind, Result};
+use crate::qcow2::{Compression, Qcow2Layout};
 
 pub(super) struct Target {
     pub file: Arc<File>,
     pub path: PathBuf,
     pub layout: Box<dyn Layout>,
+    /// Blocks are packed if that makes them shorter.
+    pub packing: Option<Packing>,
+}
+
+/// How blocks are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Packing {
+    pub compression: Compression,
+    /// Of libdeflate (0 to 12) or of zstd (0 to 19, 0 its default).
+    pub level: u32,
+    /// Deflate with the window of the qcow2 specification and nothing that may need a larger one.
+    pub strict_window: bool,
+}
+
+/// As zlib's and zstd's own defaults: good size at a good speed.
+const DEFAULT_ZLIB_LEVEL: u32 = 6;
+const DEFAULT_ZSTD_LEVEL: u32 = 3;
+
+impl Packing {
+    /// Whether streams that the source's writer deflated may be carried over.
+    pub(super) fn takes_streams(self) -> bool {
+        self.compression == Compression::Zlib && !self.strict_window
+    }
+
+    fn of(plan: &Plan) -> Option<Self> {
+        let (compression, default_level) = match plan.compress {
+            Compress::None => return None,
+            Compress::Zlib => (Compression::Zlib, DEFAULT_ZLIB_LEVEL),
+            Compress::Zstd => (Compression::Zstd, DEFAULT_ZSTD_LEVEL),
+        };
+        Some(Self {
+            compression,
+            level: plan.compress_level.unwrap_or(default_level),
+            strict_window: plan.strict_window,
+        })
+    }
 }
 
 /// Creates `path` exclusively: an existing file or symbolic link is an error.
 pub(super) fn create(path: &Path, capacity_bytes: u64, plan: &Plan) -> Result<Target> {
-    if plan.compress != Compress::None {
-        return Err(unsupported(path, "a compressed target").with_remedy("set compress = \"none\""));
+    let packing = Packing::of(plan);
+    if packing.is_some() && plan.format == OutFormat::Raw {
+        return Err(unsupported(path, "a compressed raw target")
+            .with_remedy("set compress = \"none\", or out_format = \"qcow2\""));
     }
     let file = OpenOptions::new()
         .read(true)
@@ -35,6 +73,9 @@ pub(super) fn create(path: &Path, capacity_bytes: u64, plan: &Plan) -> Result<Ta
             Arc::clone(&file),
             path.to_path_buf(),
             capacity_bytes,
+            packing
+                .map(|packing| packing.compression)
+                .unwrap_or_default(),
         )),
         OutFormat::Raw => Box::new(RawLayout {
             file: Arc::clone(&file),
@@ -46,6 +87,7 @@ pub(super) fn create(path: &Path, capacity_bytes: u64, plan: &Plan) -> Result<Ta
         file,
         path: path.to_path_buf(),
         layout,
+        packing,
     })
 }
 
@@ -59,6 +101,11 @@ struct RawLayout {
 impl Layout for RawLayout {
     fn place(&mut self, index: u64) -> Result<HostOffset> {
         Ok(HostOffset(index.saturating_mul(BLOCK_BYTES)))
+    }
+
+    fn place_packed(&mut self, index: u64, _length_bytes: u64) -> Result<HostOffset> {
+        let what = format!("raw layout: block {index} came compressed");
+        Err(Error::new(ErrorKind::Internal, what))
     }
 
     /// Also cuts the padding of a last block.

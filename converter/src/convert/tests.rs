@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::disk::{
-    Extent, Extents, GuestOffset, HostOffset, Image, MAX_CAPACITY_BYTES, Packed, corrupt,
+    Extent, Extents, GuestOffset, HostOffset, Image, MAX_CAPACITY_BYTES, Packed, Unpacked, corrupt,
 };
 use crate::error::ErrorKind;
 
@@ -70,7 +70,7 @@ impl Image for Fake {
         Box::new((0..BLOCKS).map(unit).chain([Ok(gap), unit(last)]))
     }
 
-    fn unpack(&self, unit: &Packed, _stored: &[u8], out: &mut [u8]) -> Result<u64> {
+    fn unpack(&self, unit: &Packed, _stored: &[u8], out: &mut [u8]) -> Result<Unpacked> {
         let index = unit.guest.0 / BLOCK_BYTES;
         if index == 100 {
             assert!(self.fault != Fault::Panics, "as asked");
@@ -79,7 +79,10 @@ impl Image for Fake {
             }
         }
         out.fill(index as u8);
-        Ok(1)
+        Ok(Unpacked {
+            stored_bytes: 1,
+            deflate: None,
+        })
     }
 }
 
@@ -194,11 +197,17 @@ fn every_write_that_fails_is_told() {
     // /dev/full cannot be created exclusively, so the size limit is the pipeline's own target.
     let disk = small(Fault::None);
     let file = std::sync::Arc::new(File::options().write(true).open("/dev/full").unwrap());
-    let layout = qcow2::Qcow2Layout::new(file.clone(), "/dev/full".into(), disk.capacity_bytes);
+    let layout = qcow2::Qcow2Layout::new(
+        file.clone(),
+        "/dev/full".into(),
+        disk.capacity_bytes,
+        qcow2::Compression::Zlib,
+    );
     let target = target::Target {
         file,
         path: "/dev/full".into(),
         layout: Box::new(layout),
+        packing: None,
     };
     let error = pipeline::run(&disk, Some(target), 2, &Unobserved)
         .err()

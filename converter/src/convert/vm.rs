@@ -75,11 +75,13 @@ pub fn vm(
     on_disk: &mut dyn FnMut(usize, &SourceDisk),
 ) -> Result<Converted> {
     let mut disks = Vec::with_capacity(appliance.disks.len());
+    let mut described = Vec::with_capacity(appliance.disks.len());
     let mut files = Vec::with_capacity(appliance.disks.len());
     for (index, disk) in appliance.disks.iter().enumerate() {
         on_disk(index + 1, disk);
         let file = file_name(order, index);
         let report = copy(disk, &order.directory.join(&file), order.plan, observer)?;
+        described.push(describe(disk, &file, &report));
         disks.push(record(disk, &file, &report));
         files.push(file);
     }
@@ -93,7 +95,7 @@ pub fn vm(
         vm_name: order.name.to_string(),
         source: order.origin.clone(),
         machine: appliance.machine.clone(),
-        disks: disks.iter().zip(&appliance.disks).map(described).collect(),
+        disks: described,
         guest: Guest {
             repaired: false,
             reason: Some("this version does not repair guests".to_owned()),
@@ -134,15 +136,17 @@ fn record(disk: &SourceDisk, file: &str, report: &DiskReport) -> DiskRecord {
     }
 }
 
-fn described((record, disk): (&DiskRecord, &SourceDisk)) -> Disk {
+fn describe(disk: &SourceDisk, file: &str, report: &DiskReport) -> Disk {
     Disk {
         name: disk.name.clone(),
-        source_format: record.source_format.clone(),
-        virtual_size_bytes: record.virtual_size_bytes,
-        source_bytes: record.source_bytes,
-        output_bytes: record.output_bytes,
-        digest: record.digest.clone(),
-        file: record.name.clone(),
+        source_format: disk.format.clone(),
+        virtual_size_bytes: report.virtual_size_bytes,
+        source_bytes: report.source_bytes,
+        output_bytes: report.output_bytes,
+        grains_transplanted: report.grains_transplanted,
+        clusters_encoded: report.clusters_encoded,
+        digest: Some(report.digest.clone()),
+        file: file.to_owned(),
     }
 }
 

@@ -70,6 +70,7 @@ impl Wishes {
                 format: config.out_format,
                 compress: config.compress,
                 compress_level: config.compress_level,
+                strict_window: config.strict_window,
                 threads: 0,
             },
             first_file: None,

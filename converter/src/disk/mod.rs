@@ -10,6 +10,7 @@ pub use checksum::{Algorithm, Checksum};
 pub use digest::{BlockHash, ContentDigest, hash_block, is_zero};
 pub use window::Window;
 
+use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -62,6 +63,16 @@ pub struct Packed {
     pub unpacked_bytes: u64,
 }
 
+/// What `Image::unpack` found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Stored bytes of the unit, its framing included.
+    pub stored_bytes: u64,
+    /// Where in `stored` the raw deflate stream (RFC 1951) of all its bytes is, if it is one with
+    /// a checksum of its own that was verified.
+    pub deflate: Option<Range<usize>>,
+}
+
 pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent>> + Send + 'a>;
 
 /// A readable disk image, whatever its container.
@@ -77,14 +88,17 @@ pub trait Image: Send + Sync {
     fn extents(&self) -> Extents<'_>;
 
     /// Inflates a unit into `out` (`unpacked_bytes` long) from `stored`, which begins at the
-    /// unit's offset and holds `limit_bytes` or ends with the file. Returns the stored length.
-    fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<u64>;
+    /// unit's offset and holds `limit_bytes` or ends with the file.
+    fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked>;
 }
 
 /// Places guest blocks in a target file, in ascending guest order; the bytes are written by others.
 pub trait Layout: Send {
     /// Where the non-zero block `index` (of `BLOCK_BYTES`) goes.
     fn place(&mut self, index: u64) -> Result<HostOffset>;
+
+    /// Where the raw deflate stream of block `index` goes; it is shorter than a block.
+    fn place_packed(&mut self, index: u64, length_bytes: u64) -> Result<HostOffset>;
 
     /// Writes what makes the placed blocks an image; afterwards the file has the returned size.
     fn finish(&mut self) -> Result<u64>;

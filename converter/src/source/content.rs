@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::vmdk::{descriptor, header};
-use super::{Lookup, SourceDisk, raw, vmdk};
+use super::{Lookup, SourceDisk, raw, vhd, vmdk};
 use crate::disk::{Window, corrupt, unsupported};
 use crate::error::{Error, Result};
 
@@ -61,10 +61,7 @@ impl Content {
             (at(0, b"COWD"), Self::VmdkCowd),
             (at(0, &0xcafe_babe_u64.to_le_bytes()), Self::VmdkSeSparse),
             (at(0, b"vhdxfile"), Self::Vhdx),
-            (
-                at(0, b"conectix") || tail.starts_with(b"conectix"),
-                Self::Vhd,
-            ),
+            (at(0, vhd::COOKIE) || ends_with_footer(tail), Self::Vhd),
             (at(0, b"QFI\xfb"), Self::Qcow),
             (at(0x40, &0xbeda_107f_u32.to_le_bytes()), Self::Vdi),
             (at(257, b"ustar"), Self::Tar),
@@ -186,8 +183,8 @@ impl Claim {
 fn family(extension: &str) -> Option<&'static str> {
     Some(match extension {
         "vmdk" => "vmdk",
-        "vhd" | "vpc" => "vhd",
-        "vhdx" => "vhdx",
+        "vhd" | "avhd" | "vpc" => "vhd",
+        "vhdx" | "avhdx" => "vhdx",
         "qcow2" => "qcow2",
         "vdi" => "vdi",
         "raw" | "img" => "raw",
@@ -198,6 +195,12 @@ fn family(extension: &str) -> Option<&'static str> {
         "zst" => "zst",
         _ => return None,
     })
+}
+
+/// A VHD's footer is the last sector; Virtual PC before 2004 wrote it a byte short.
+fn ends_with_footer(tail: &[u8]) -> bool {
+    let is_footer = |bytes: &[u8]| bytes.starts_with(vhd::COOKIE);
+    is_footer(tail) || tail.get(1..).is_some_and(is_footer)
 }
 
 fn article(family: &str) -> &'static str {
@@ -232,6 +235,10 @@ pub(super) fn open_disk(
             let mut disk = named(image, &create_type);
             disk.source_bytes = disk.source_bytes.saturating_add(window.length_bytes());
             return Ok(disk);
+        }
+        Content::Vhd => {
+            let (image, kind) = vhd::open(window, lookup)?;
+            return Ok(SourceDisk::new(name, format!("vhd ({kind})"), image));
         }
         Content::Unknown => {
             let image = raw::RawImage::open(window)?;

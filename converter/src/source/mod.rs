@@ -2,15 +2,19 @@
 //!
 //! The content chooses the format; a name that says something else is an error. Every file is
 //! opened through `Roots`, never by a path alone, and only read.
+mod blocks;
 mod content;
 mod flat;
 mod manifest;
+mod overlay;
 pub mod ovf;
 mod package;
+mod parent;
 mod raw;
 mod tar;
 #[cfg(test)]
 mod tests;
+mod vhd;
 mod vmdk;
 
 use std::path::Path;

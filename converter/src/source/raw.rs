@@ -1,8 +1,8 @@
 //! A raw disk image: the file's bytes are the guest's; holes come from the file system.
 use super::flat::FlatExtents;
 use crate::disk::{
-    Extent, Extents, GuestOffset, Image, MAX_CAPACITY_BYTES, Packed, SECTOR_BYTES, Stored, Window,
-    corrupt, unsupported,
+    Extent, Extents, GuestOffset, Image, MAX_CAPACITY_BYTES, Packed, SECTOR_BYTES, Stored,
+    Unpacked, Window, corrupt, unsupported,
 };
 use crate::error::Result;
 
@@ -51,7 +51,7 @@ impl Image for RawImage {
         Box::new(stored.chain(padding))
     }
 
-    fn unpack(&self, unit: &Packed, _stored: &[u8], _out: &mut [u8]) -> Result<u64> {
+    fn unpack(&self, unit: &Packed, _stored: &[u8], _out: &mut [u8]) -> Result<Unpacked> {
         let [window] = &self.files;
         Err(corrupt(
             window.path(),

@@ -1,5 +1,5 @@
 //! The jobs that wait for this converter, in the order in which they are to start.
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use queue::job::{JobId, Priority};
@@ -10,7 +10,7 @@ type Rank = (Priority, JobId);
 
 #[derive(Default)]
 pub struct Backlog {
-    ready: BTreeMap<Rank, Waiting>,
+    ready: BTreeSet<Rank>,
     /// By the clock that nobody sets: a jump of the other one keeps no job waiting.
     later: BTreeSet<(Instant, Rank)>,
     known: HashMap<JobId, (Waiting, Option<Instant>)>,
@@ -19,6 +19,11 @@ pub struct Backlog {
 impl Backlog {
     pub fn len(&self) -> usize {
         self.known.len()
+    }
+
+    /// How many of them may start now.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
     }
 
     pub fn contains(&self, id: JobId) -> bool {
@@ -48,15 +53,11 @@ impl Backlog {
         self.remove(waiting.job_id);
         let rank = (waiting.priority, waiting.job_id);
         let due = left.and_then(|left| Instant::now().checked_add(left));
-        self.known.insert(waiting.job_id, (waiting.clone(), due));
         match due {
-            Some(time) => {
-                self.later.insert((time, rank));
-            }
-            None => {
-                self.ready.insert(rank, waiting);
-            }
-        }
+            Some(time) => self.later.insert((time, rank)),
+            None => self.ready.insert(rank),
+        };
+        self.known.insert(waiting.job_id, (waiting, due));
     }
 
     pub fn remove(&mut self, id: JobId) -> Option<Waiting> {
@@ -76,19 +77,15 @@ impl Backlog {
                 break;
             }
             self.later.pop_first();
-            if let Some((waiting, due)) = self.known.get_mut(&rank.1) {
-                *due = None;
-                self.ready.insert(rank, waiting.clone());
-            }
+            self.ready.insert(rank);
         }
-        let (_, waiting) = self.ready.pop_first()?;
-        self.known.remove(&waiting.job_id);
-        Some(waiting)
+        let (_, id) = self.ready.pop_first()?;
+        self.known.remove(&id).map(|(waiting, _)| waiting)
     }
 
     /// The first jobs that may start, in order.
     pub fn first(&self, count: usize) -> Vec<JobId> {
-        self.ready.keys().take(count).map(|(_, id)| *id).collect()
+        self.ready.iter().take(count).map(|(_, id)| *id).collect()
     }
 
     /// When the next postponed job may start.

@@ -8,9 +8,11 @@ use queue::recover::Waiting;
 use queue::spool::{Drop, DropKind, Fate, Hold, Job};
 
 use super::dispatch::Dispatcher;
-use super::turn;
+use super::log;
 use crate::error::{Error, Result};
 
+/// Claimed jobs that may start; beyond it, disks wait in the queue directory under their own names.
+const BACKLOG_MAX: usize = 512;
 /// Claims between two looks at the messages.
 const CLAIMS_AT_ONCE: usize = 16;
 /// How often a converter that seems to be alone looks whether it is.
@@ -18,8 +20,15 @@ const PEERS_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Dispatcher {
     pub(super) fn claim_some(&mut self) {
+        if self.arrivals.needs_scan()
+            && let Err(error) = self.arrivals.scan()
+        {
+            tracing::error!("the queue cannot be read: {}", error.to_line());
+        }
         if self.claimable.is_empty() {
-            self.claimable.extend(self.arrivals.ready());
+            let room = BACKLOG_MAX.saturating_sub(self.backlog.ready());
+            let ready = self.arrivals.ready(room.min(CLAIMS_AT_ONCE));
+            self.claimable.extend(ready);
         }
         for _ in 0..CLAIMS_AT_ONCE {
             // Whoever writes these overwrites them: they never wait behind a long queue.
@@ -55,13 +64,12 @@ impl Dispatcher {
             Ok(None) => {}
             Ok(Some(id)) => {
                 if let Err(error) = self.claimed(id, &drop, refusal) {
-                    let (job_id, cause) = (id, error.chain().join(": "));
-                    tracing::error!(%job_id, "{error}: {cause}; recovery takes it up");
+                    tracing::error!(job_id = %id, "left to recovery: {}", error.to_line());
                 }
             }
             Err(error) => {
-                let cause = error.chain().join(": ");
-                self.complain(&drop.name, &format!("cannot be claimed: {error}: {cause}"));
+                let text = format!("cannot be claimed: {}", error.to_line());
+                self.complain(&drop.name, &text);
                 // What was taken all the same is recovery's, and no failure.
                 if let Err(error) = self.spool.complain(&drop, &error) {
                     tracing::error!("{}: {error}", drop.name);
@@ -104,7 +112,7 @@ impl Dispatcher {
             self.backlog.add(Waiting::from(&*job));
             return Ok(());
         };
-        turn::log_failure(&mut job, &error);
+        log::fail(&mut job, &error);
         let fate = job.fail(&error)?;
         self.count(&fate);
         if matches!(fate, Fate::Retried { .. }) {

@@ -49,8 +49,8 @@ impl Dispatcher {
             Request::Pause => self.state = DaemonState::Paused,
             Request::Resume => {
                 self.state = DaemonState::Running;
-                // What draining passed over is looked at again.
-                self.look_soon();
+                // What was passed over while draining.
+                self.scan_soon();
             }
             Request::Drain => self.state = DaemonState::Draining,
             Request::Cancel { job_id } => return self.cancel(*job_id),

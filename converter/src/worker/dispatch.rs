@@ -118,8 +118,7 @@ impl Dispatcher {
         let swept = recover::sweep(&self.spool, &known)?;
         for (job, error) in swept.errors {
             let job_id = job.map(|id| id.to_string()).unwrap_or_default();
-            let cause = error.chain().join(": ");
-            tracing::warn!(job_id, "recovery: {error}: {cause}; it is tried again");
+            tracing::warn!(job_id, "recovery, to be tried again: {}", error.to_line());
         }
         for id in swept.finished {
             tracing::info!(job_id = %id, "recovery: finished what an earlier process began");
@@ -150,8 +149,7 @@ impl Dispatcher {
             if self.last_scan.elapsed() >= self.scan_interval()
                 && let Err(error) = self.look()
             {
-                let cause = error.chain().join(": ");
-                tracing::error!("the queue cannot be read: {error}: {cause}");
+                tracing::error!("the queue cannot be read: {}", error.to_line());
             }
             if self.requests_due {
                 self.requests_due = false;
@@ -216,7 +214,7 @@ impl Dispatcher {
                     Hint::Moved(name) => self.arrivals.moved_in(&name),
                     Hint::Touched(name) => self.arrivals.touched(&name),
                     Hint::Control => self.requests_due = true,
-                    Hint::Rescan => self.look_soon(),
+                    Hint::Rescan => self.scan_soon(),
                 }
             }
             Message::Done(id, outcome) => self.finish(id, outcome),
@@ -231,7 +229,8 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn look_soon(&mut self) {
+    /// Makes the next look at the whole queue due.
+    pub(super) fn scan_soon(&mut self) {
         let long_ago = Instant::now().checked_sub(self.scan_interval());
         self.last_scan = long_ago.unwrap_or(self.last_scan);
     }
@@ -267,7 +266,7 @@ impl Dispatcher {
         let unclaimed = match self.state {
             // Those are nobody's to finish now.
             DaemonState::Draining => 0,
-            _ => self.claimable.len(),
+            _ => self.claimable.len() + self.arrivals.waiting() + self.arrivals.beyond(),
         };
         let depth = (self.backlog.len() + unclaimed) as u64;
         let mut shown = lock(&self.board.shown);

@@ -11,6 +11,7 @@ mod claims;
 mod control;
 mod dispatch;
 mod launch;
+mod log;
 mod turn;
 
 use std::sync::Arc;
@@ -200,8 +201,7 @@ impl Heart {
             Ok(()) => self.trouble = false,
             Err(error) if !self.trouble => {
                 self.trouble = true;
-                let cause = error.chain().join(": ");
-                tracing::error!("the heartbeat cannot be written: {error}: {cause}");
+                tracing::error!("the heartbeat cannot be written: {}", error.to_line());
             }
             Err(_) => {}
         }

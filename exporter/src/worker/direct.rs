@@ -91,6 +91,9 @@ fn command(converter: &Path, job: &Path, instance: &Instance) -> Command {
             "--compress",
             compress,
         ]);
+    if config.strict_window {
+        command.arg("--strict-window");
+    }
     if config.guest.fix == GuestFix::Off {
         command.arg("--no-fix");
     }

@@ -1,14 +1,14 @@
 //! Examination: whether one name in the queue directory is a drop, and whether it is whole.
 //!
 //! Waiting has an end: what has not changed for the incomplete timeout is refused as truncated.
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::arrival::candidate::{self, Class};
-use crate::arrival::company::Company;
 use crate::arrival::drops::{Arrival, arrival, directory_owner, lone};
 use crate::arrival::pieces::{self, Pieces};
-use crate::arrival::tracker::{ADOPTION_GRACE, Arrivals};
+use crate::arrival::tracker::Arrivals;
 use crate::arrival::whole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::VmName;
@@ -24,7 +24,7 @@ pub(super) enum Verdict {
 }
 
 impl Arrivals {
-    pub(super) fn examine(&mut self, name: &str, company: Option<&mut Company>) -> Verdict {
+    pub(super) fn examine(&mut self, name: &str, moving: &BTreeSet<String>) -> Verdict {
         if candidate::is_ignored(name) {
             return Verdict::Ignore;
         }
@@ -50,7 +50,7 @@ impl Arrivals {
         match class {
             Class::Manifest => self.examine_manifest(name),
             Class::Ovf => self.examine_owner(name, DropKind::Ovf),
-            Class::Disk => self.examine_disk(name, company),
+            Class::Disk => self.examine_disk(name, moving),
         }
     }
 
@@ -67,18 +67,14 @@ impl Arrivals {
         self.described(name, name, DropKind::Manifest, described)
     }
 
-    fn examine_disk(&mut self, name: &str, company: Option<&mut Company>) -> Verdict {
+    fn examine_disk(&mut self, name: &str, moving: &BTreeSet<String>) -> Verdict {
         let path = self.path(name);
-        let head = pieces::head(&path, 512).unwrap_or_default();
+        let head = pieces::head(&path, candidate::HEAD_BYTES).unwrap_or_default();
         if candidate::is_extent(name, &head) {
             let why = "is an extent that no descriptor here names";
             return self.wait_or_refuse(name, &[], DropKind::Disk, why);
         }
-        // A disk that was renamed in does not wait for what is written beside it.
-        if let Some(company) = company
-            && !self.stillness.is_moved_in(&path)
-            && company.is_in_motion(&self.directories.queue, name, &mut self.stillness)
-        {
+        if moving.contains(candidate::family(name)) && !self.stillness.is_moved_in(&path) {
             return Verdict::Wait;
         }
         self.examine_owner(name, DropKind::Disk)
@@ -94,23 +90,22 @@ impl Arrivals {
             Ok(described) => described,
             Err(error) => return Verdict::Ready(Arrival::Refused(lone(name, kind), error)),
         };
+        if kind == DropKind::Ovf {
+            // Its disks may have come long before, and be jobs of their own: the claimed job
+            // gathers them, wherever they are.
+            return Verdict::Ready(arrival(name, name, kind, Ok(described), false));
+        }
         let names = &described.names;
         if let Some(missing) = names.iter().find(|piece| !self.is_there(piece)) {
-            let missing = missing.clone();
-            let were_alone = names
-                .iter()
-                .all(|piece| self.is_there(piece) || self.alone.contains(piece));
-            if !were_alone || self.quiet_for(name, names) < ADOPTION_GRACE {
-                let why = format!("names {missing:?}, which is not there");
-                return self.wait_or_refuse(name, names, kind, &why);
-            }
+            let why = format!("names {missing:?}, which is not there");
+            return self.wait_or_refuse(name, names, kind, &why);
         }
         for piece in names {
             if let Some(error) = self.unreadable(piece) {
                 return Verdict::Ready(Arrival::Refused(lone(name, kind), error));
             }
             let at = self.path(piece);
-            if self.is_there(piece) && !self.is_whole_file(&at) {
+            if !self.is_whole_file(&at) {
                 let why = format!("names {piece:?}, which is not complete");
                 return self.wait_or_refuse(name, names, kind, &why);
             }

@@ -4,7 +4,6 @@
 //! one that was written in place when nobody writes it, it has been still, and its structure is
 //! complete. An owner (descriptor, OVF, manifest) speaks for its pieces.
 pub mod candidate;
-mod company;
 mod drops;
 mod elsewhere;
 mod examine;

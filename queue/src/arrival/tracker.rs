@@ -1,12 +1,11 @@
 //! The tracker: names that lie in the queue directory, until each is whole, refused or gone.
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::arrival::candidate::{self, Class};
-use crate::arrival::company::Company;
 use crate::arrival::drops::Arrival;
 use crate::arrival::examine::Verdict;
 use crate::arrival::gather::Wanted;
@@ -16,13 +15,18 @@ use crate::arrival::texts::Texts;
 use crate::error::{Error, Result};
 use crate::instance::Directories;
 use crate::job::JobId;
-use crate::spool::{Drop, DropKind};
+use crate::spool::Drop;
 
 /// How long an owner waits for a disk of the queue before one that was taken alone, under the same
 /// name, is thought to be meant: a new one that is being delivered shows itself sooner.
 pub const ADOPTION_GRACE: Duration = Duration::from_secs(15);
-/// Names of disks that were claimed alone and are remembered.
-const ALONE_ENTRIES: usize = 4096;
+/// The most disks that are looked at together.
+pub(super) const PENDING_MAX: usize = 2048;
+
+/// Manifests, and what may be a job directory.
+fn is_urgent(name: &str) -> bool {
+    !matches!(candidate::classify(name), Some(Class::Disk | Class::Ovf))
+}
 
 /// How arrival judges, as the configuration says it.
 #[derive(Debug, Clone)]
@@ -41,10 +45,10 @@ pub struct Arrivals {
     /// Names and the order of their arrival.
     pub(super) pending: HashMap<String, u64>,
     arrived: u64,
+    /// Names that were seen and not taken up, because enough others wait.
+    beyond: usize,
     /// What claimed jobs still wait for: never a drop of its own.
     pub(super) wanted: HashMap<JobId, Wanted>,
-    /// Disks that were lately claimed alone: their owner may come after them.
-    pub(super) alone: VecDeque<String>,
     pub(super) stillness: Stillness,
     pub(super) texts: Texts,
     pub(super) terms: Terms,
@@ -56,8 +60,8 @@ impl Arrivals {
             directories,
             pending: HashMap::new(),
             arrived: 0,
+            beyond: 0,
             wanted: HashMap::new(),
-            alone: VecDeque::new(),
             stillness: Stillness::new(terms.settle, terms.network),
             texts: Texts::default(),
             terms,
@@ -72,15 +76,29 @@ impl Arrivals {
 
     /// A name was renamed in: whole at once.
     pub fn moved_in(&mut self, name: &str) {
-        let path = self.path(name);
-        self.stillness.moved_in(&path);
-        self.touched(name);
+        if self.admit(name) {
+            let path = self.path(name);
+            self.stillness.moved_in(&path);
+        }
     }
 
     /// A name was created or written.
     pub fn touched(&mut self, name: &str) {
+        self.admit(name);
+    }
+
+    /// Takes a name up. Beyond `PENDING_MAX`, disks stay for a later scan, so that memory does not
+    /// grow with the queue; manifests and job directories never do: they may be urgent, and a
+    /// manifest may be overwritten.
+    fn admit(&mut self, name: &str) -> bool {
+        let many = self.pending.len() >= PENDING_MAX && !self.pending.contains_key(name);
+        if many && !is_urgent(name) {
+            self.beyond += 1;
+            return false;
+        }
         self.arrived += 1;
         self.pending.entry(name.to_owned()).or_insert(self.arrived);
+        true
     }
 
     /// Looks at the whole directory: the truth. Names that are not UTF-8 are returned.
@@ -102,6 +120,7 @@ impl Arrivals {
                 Err(name) => unreadable.push(queue.join(name)),
             }
         }
+        self.beyond = 0;
         // What nobody watched arrives in the order of its last change.
         names.sort_unstable();
         for (_, name) in names {
@@ -125,40 +144,66 @@ impl Arrivals {
         self.texts.prune();
     }
 
-    /// How many drops wait to become whole.
+    /// How many names wait to become whole and to be claimed.
     pub fn waiting(&self) -> usize {
         self.pending.len()
     }
 
-    /// The drops that are ready now. Those that are not stay pending.
-    pub fn ready(&mut self) -> Vec<Arrival> {
+    /// How many more lie in the queue directory, about.
+    pub fn beyond(&self) -> usize {
+        self.beyond
+    }
+
+    /// Whether there is room again for names that were not taken up.
+    pub fn needs_scan(&self) -> bool {
+        self.beyond > 0 && self.pending.len() < PENDING_MAX / 2
+    }
+
+    /// Drops that are ready now: all that are urgent, and the first `limit` others. Those that are
+    /// not stay pending.
+    pub fn ready(&mut self, limit: usize) -> Vec<Arrival> {
         let mut names: Vec<String> = self.pending.keys().cloned().collect();
+        names.retain(|name| limit > 0 || is_urgent(name));
         names.sort_unstable_by_key(|name| self.pending.get(name).copied());
         let mut owned = self.owned_by_owners(&names);
-        owned.extend(
-            self.wanted
-                .values()
-                .flat_map(|wanted| &wanted.names)
-                .cloned(),
-        );
-        let mut company = Company::of(&names);
+        owned.extend(self.wanted.values().flat_map(|w| &w.names).cloned());
+        let moving = self.families_in_motion(&names);
         let mut ready = Vec::new();
+        let mut others = 0;
         for name in names {
-            if !owned.contains(&name) {
-                ready.extend(self.verdict(&name, Some(&mut company)));
+            let is_other = !is_urgent(&name);
+            if owned.contains(&name) || (is_other && others >= limit) {
+                continue;
+            }
+            if let Some(arrival) = self.verdict(&name, &moving) {
+                others += usize::from(is_other);
+                ready.push(arrival);
             }
         }
         ready
     }
 
+    /// The families of what is still being written: a disk waits while something of its VM is in
+    /// motion, because its owner may come last, as `cp` of a whole export does it.
+    fn families_in_motion(&mut self, names: &[String]) -> BTreeSet<String> {
+        let mut families = BTreeSet::new();
+        for name in names {
+            let path = self.path(name);
+            if !candidate::is_ignored(name) && !self.stillness.is_still(&path) {
+                families.insert(candidate::family(name).to_owned());
+            }
+        }
+        families
+    }
+
     /// Looks once more at a drop that was ready a while ago: it may have been overwritten since.
     pub fn again(&mut self, name: &str) -> Option<Arrival> {
-        self.touched(name);
+        self.pending.entry(name.to_owned()).or_insert(self.arrived);
         let is_wanted = |wanted: &Wanted| wanted.names.iter().any(|known| known == name);
         if self.wanted.values().any(is_wanted) {
             return None;
         }
-        self.verdict(name, None)
+        self.verdict(name, &BTreeSet::new())
     }
 
     /// Whether something of this name was seen and not yet claimed.
@@ -166,8 +211,8 @@ impl Arrivals {
         self.pending.contains_key(name)
     }
 
-    fn verdict(&mut self, name: &str, company: Option<&mut Company>) -> Option<Arrival> {
-        match self.examine(name, company) {
+    fn verdict(&mut self, name: &str, moving: &BTreeSet<String>) -> Option<Arrival> {
+        match self.examine(name, moving) {
             Verdict::Wait => None,
             Verdict::Ignore => {
                 self.pending.remove(name);
@@ -186,12 +231,6 @@ impl Arrivals {
             let path = self.path(name);
             self.stillness.forget(&path);
             self.pending.remove(name);
-        }
-        if drop.kind == DropKind::Disk && drop.owned.is_empty() {
-            self.alone.push_back(drop.name.clone());
-            if self.alone.len() > ALONE_ENTRIES {
-                self.alone.pop_front();
-            }
         }
     }
 

@@ -25,6 +25,9 @@ pub struct Config {
     #[serde(deserialize_with = "compress")]
     pub compress: Compress,
     pub compress_level: Option<u32>,
+    /// With zlib: no stream of the source is carried over, for readers that insist on the 4 KiB
+    /// window of the qcow2 specification.
+    pub strict_window: bool,
     /// Whether the checksums of manifests and `.mf` files are verified.
     pub checksum: bool,
     pub on_conflict: OnConflict,
@@ -167,6 +170,7 @@ impl Default for Config {
             out_format: OutFormat::Qcow2,
             compress: Compress::None,
             compress_level: None,
+            strict_window: false,
             checksum: true,
             on_conflict: OnConflict::Replace,
             archive: Archive::Keep,

@@ -150,12 +150,30 @@ fn one_line(text: &str) -> String {
         .collect()
 }
 
+/// What to do about an error that does not say it itself.
+fn usual_remedy(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Invalid => "correct it and drop it again",
+        ErrorKind::Corrupt => "export or copy it again",
+        ErrorKind::Unsupported => "export it in another form",
+        ErrorKind::NoSpace => "free space, then `hyperctl retry`",
+        ErrorKind::Io => "look at the disk and the kernel's log, then `hyperctl retry`",
+        ErrorKind::Timeout => "find out what is slow, then `hyperctl retry`",
+        ErrorKind::Cancelled => "`hyperctl retry` converts it after all",
+        ErrorKind::Guest => "see the job's log, or switch the repair off",
+        ErrorKind::Internal => "this is a defect: report it with the journal's last lines",
+    }
+}
+
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         Self {
             kind: error.kind,
             message: error.to_string(),
-            remedy: error.remedy.clone(),
+            remedy: error
+                .remedy
+                .clone()
+                .or_else(|| Some(usual_remedy(error.kind).to_owned())),
             chain: error.chain(),
         }
     }

@@ -147,7 +147,7 @@ impl Job {
             archived,
             job: self.memory.clone(),
         };
-        let path = errors.join(format!("{named_after}{}", super::publish::REPORT_SUFFIX));
+        let path = errors.join(format!("{named_after}{}", super::place::REPORT_SUFFIX));
         durable::replace(self.volume(), &path, &memory::to_json(&report)?)?;
         self.save_record(true)
     }

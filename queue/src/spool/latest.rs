@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use super::Spool;
 use super::memory::Memory;
-use crate::durable;
 use crate::error::Result;
 use crate::job::{JobId, VmName};
 
@@ -29,11 +28,19 @@ impl Spool {
         Ok(text.and_then(|text| text.trim().parse().ok()))
     }
 
-    /// Notes that this job is the latest of its name. Not durably: after a loss of power pollers
-    /// see what they would see without it.
+    /// Notes that this job is the latest of its name. Not durably, and for a moment there is no
+    /// note at all: then, and after a loss of power, pollers see what they would see without it.
     pub(super) fn note_latest(&self, memory: &Memory) -> Result<()> {
-        let text = format!("{}\n", memory.job_id);
-        durable::replace_volatile(&*self.volume, &self.latest_path(memory)?, text.as_bytes())
+        let path = self.latest_path(memory)?;
+        self.volume.remove_file(&path)?;
+        match self
+            .volume
+            .write(&path, format!("{}\n", memory.job_id).as_bytes())
+        {
+            // Another converter's claim of the same name, at the same moment.
+            Err(error) if error.os_error() == Some(nix::libc::EEXIST) => Ok(()),
+            written => written,
+        }
     }
 
     /// Whether a later job of the same name is claimed and not yet over.

@@ -8,6 +8,7 @@ mod held;
 mod hold;
 mod latest;
 mod memory;
+mod place;
 mod publish;
 pub mod request;
 pub mod retry;

@@ -8,7 +8,7 @@ use crate::job::{JobId, JobState};
 use super::Spool;
 use super::fail::ErrorReport;
 use super::memory::{Memory, Stage};
-use super::publish::REPORT_SUFFIX;
+use super::place::REPORT_SUFFIX;
 
 const MAX_REPORT_BYTES: u64 = 8 * 1024 * 1024;
 

@@ -77,6 +77,9 @@ pub struct ConvertArgs {
     /// Compress the target; what a manifest asks for, else none
     #[arg(long, value_enum)]
     pub compress: Option<Compression>,
+    /// With zlib: carry no stream of the source over, deflate with a window of 4 KiB
+    #[arg(long)]
+    pub strict_window: bool,
     /// Name the VM; else its source's own name
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,

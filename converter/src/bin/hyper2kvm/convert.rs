@@ -158,6 +158,7 @@ fn wishes(args: &ConvertArgs, roots: &Roots, owner: &Path, place: &Place) -> Res
     }
     let plan = &mut wishes.plan;
     plan.threads = args.threads;
+    plan.strict_window = args.strict_window;
     if let Some(format) = args.format {
         plan.format = format.into();
         wishes.first_file = None;

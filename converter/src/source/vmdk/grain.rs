@@ -7,7 +7,9 @@ use std::cell::RefCell;
 use libdeflater::{DecompressionError, Decompressor};
 
 use super::header::{Directory, HEADER_BYTES, Header, TABLE_ENTRIES};
-use crate::disk::{Extent, GuestOffset, HostOffset, Packed, SECTOR_BYTES, Stored, Window, corrupt};
+use crate::disk::{
+    Extent, GuestOffset, HostOffset, Packed, SECTOR_BYTES, Stored, Unpacked, Window, corrupt,
+};
 use crate::error::{Error, Result};
 
 /// A grain marker: the guest's sector (u64), the stream's bytes (u32).
@@ -109,7 +111,7 @@ impl Sparse {
     }
 
     /// Inflates the grain at the head of `stored`; the bytes past `out` may be missing or zeros.
-    pub(super) fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<u64> {
+    pub(super) fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked> {
         let at = unit.offset.0;
         let truncated = || self.corrupt(format!("truncated: the grain at offset {at} is cut"));
         let (marker, rest) = stored
@@ -133,7 +135,12 @@ impl Sparse {
         }
         let stream = rest.get(..length_bytes as usize).ok_or_else(truncated)?;
         self.inflate(stream, out, at)?;
-        Ok(MARKER_BYTES as u64 + u64::from(length_bytes))
+        // Its zlib frame (RFC 1950) is sound: two bytes before the deflate stream, four after.
+        let end = MARKER_BYTES + length_bytes as usize;
+        Ok(Unpacked {
+            stored_bytes: end as u64,
+            deflate: Some(MARKER_BYTES + 2..end - 4),
+        })
     }
 
     fn inflate(&self, stream: &[u8], out: &mut [u8], at: u64) -> Result<()> {

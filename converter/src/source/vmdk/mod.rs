@@ -16,8 +16,8 @@ use self::header::{Directory, HEADER_BYTES, Header, MAX_DESCRIPTOR_BYTES};
 use super::Lookup;
 use super::flat::FlatExtents;
 use crate::disk::{
-    Extent, Extents, GuestOffset, Image, Packed, SECTOR_BYTES, Stored, Window, check_capacity,
-    corrupt, unsupported,
+    Extent, Extents, GuestOffset, Image, Packed, SECTOR_BYTES, Stored, Unpacked, Window,
+    check_capacity, corrupt, unsupported,
 };
 use crate::error::{Error, Result};
 
@@ -266,7 +266,7 @@ impl Image for Vmdk {
         Box::new(self.parts.iter().flat_map(|part| part.extents(&self.files)))
     }
 
-    fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<u64> {
+    fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked> {
         let holds = |part: &&Sparse| {
             unit.guest >= part.start && unit.guest.0 - part.start.0 < part.length_bytes
         };

@@ -1,0 +1,115 @@
+//! Finds the blocks of a batch that are not all zeros, hashes them, and packs them if asked.
+use std::ops::Range;
+
+use flate2::{FlushCompress, Status};
+use libdeflater::CompressionLvl;
+
+use super::batch::Batch;
+use super::fill::Buffer;
+use super::target::Packing;
+use crate::disk::{BLOCK_BYTES, BlockHash, hash_block, is_zero};
+use crate::error::{Error, ErrorKind, Result};
+use crate::qcow2::Compression;
+
+/// The window that the qcow2 specification allows a deflate stream: 4 KiB.
+const WINDOW_BITS: u8 = 12;
+/// The highest level of zlib.
+const MAX_STRICT_LEVEL: u32 = 9;
+
+/// A block that is not all zeros.
+pub(super) struct Block {
+    pub index: u64,
+    pub hash: BlockHash,
+    /// Where in the buffer's `packed` its stream is; `None`: it goes as it is.
+    pub packed: Option<Range<usize>>,
+    /// The stream came with the source.
+    pub is_transplant: bool,
+}
+
+/// One thread's compressor.
+pub(super) enum Packer {
+    Zlib(libdeflater::Compressor),
+    /// libdeflate knows only the window of 32 KiB.
+    Strict(flate2::Compress),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Packer {
+    /// A level that the library does not have is its default.
+    pub fn new(packing: Packing) -> Result<Self> {
+        let level = i32::try_from(packing.level).unwrap_or_default();
+        Ok(match packing.compression {
+            Compression::Zlib if packing.strict_window => {
+                let level = flate2::Compression::new(packing.level.min(MAX_STRICT_LEVEL));
+                let has_frame = false;
+                Self::Strict(flate2::Compress::new_with_window_bits(
+                    level,
+                    has_frame,
+                    WINDOW_BITS,
+                ))
+            }
+            Compression::Zlib => {
+                let level = CompressionLvl::new(level).unwrap_or_default();
+                Self::Zlib(libdeflater::Compressor::new(level))
+            }
+            Compression::Zstd => {
+                Self::Zstd(zstd::bulk::Compressor::new(level).map_err(|error| {
+                    Error::new(ErrorKind::Internal, "prepare zstd").with_source(error)
+                })?)
+            }
+        })
+    }
+
+    /// Appends the stream of `block` to `packed`; `None` if it is no shorter than the block.
+    fn pack(&mut self, block: &[u8], packed: &mut Vec<u8>) -> Option<Range<usize>> {
+        let start = packed.len();
+        packed.resize(start + block.len() - 1, 0);
+        let room = packed.get_mut(start..)?;
+        let length = match self {
+            Self::Strict(deflater) => {
+                deflater.reset();
+                let status = deflater.compress(block, room, FlushCompress::Finish);
+                let is_whole = matches!(status, Ok(Status::StreamEnd));
+                if is_whole {
+                    deflater.total_out() as usize
+                } else {
+                    0
+                }
+            }
+            Self::Zlib(deflater) => deflater.deflate_compress(block, room).unwrap_or(0),
+            Self::Zstd(compressor) => compressor.compress_to_buffer(block, room).unwrap_or(0),
+        };
+        packed.truncate(start + length);
+        (length > 0).then_some(start..start + length)
+    }
+}
+
+/// Fills `blocks` with the batch's non-zero blocks, in order.
+pub(super) fn find(
+    buffer: &mut Buffer,
+    batch: &Batch,
+    mut packer: Option<&mut Packer>,
+    blocks: &mut Vec<Block>,
+) {
+    blocks.clear();
+    let first = batch.start.0 / BLOCK_BYTES;
+    let chunks = buffer.guest.chunks_exact(BLOCK_BYTES as usize);
+    for (index, bytes) in (first..).zip(chunks) {
+        if is_zero(bytes) {
+            continue;
+        }
+        let transplant = buffer.transplants.iter().find(|(block, _)| *block == index);
+        let is_transplant = transplant.is_some();
+        let packed = match (transplant, packer.as_mut()) {
+            (Some((_, range)), _) => Some(range.clone()),
+            (None, Some(packer)) => packer.pack(bytes, &mut buffer.packed),
+            (None, None) => None,
+        };
+        blocks.push(Block {
+            index,
+            hash: hash_block(bytes),
+            packed,
+            is_transplant,
+        });
+    }
+}

@@ -1,0 +1,265 @@
+//! The real daemon on real directories: finds or builds the program, starts it, waits for what it
+//! shows, and ends it. Nothing that a test starts outlives the test.
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use queue::instance::Directories;
+use queue::job::{JobState, Record};
+
+/// The program, built by cargo into the directory that this test was built into.
+pub fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let profile = test
+            .ancestors()
+            .find(|dir| dir.ends_with("debug") || dir.ends_with("release"))
+            .expect("a test lies beneath target/debug or target/release");
+        let program = profile.join("hyper2kvm");
+        if !program.is_file() {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["build", "-p", "hyper2kvm", "--bins", "--target-dir"]);
+            cargo.arg(profile.parent().unwrap());
+            if profile.ends_with("release") {
+                cargo.arg("--release");
+            }
+            let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status();
+            assert!(
+                status.is_ok_and(|status| status.success()),
+                "cargo build failed"
+            );
+        }
+        assert!(program.is_file(), "{} is missing", program.display());
+        program
+    })
+}
+
+/// Waits until `holds`; `false` if it does not within `limit`.
+pub fn wait(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// One queue with its output, in a directory of its own.
+pub struct Site {
+    pub top: tempfile::TempDir,
+    pub directories: Directories,
+    config: PathBuf,
+}
+
+impl Site {
+    /// `config` is TOML; the directories come by options.
+    pub fn new(config: &str) -> Self {
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name);
+        let path = at("test.toml");
+        fs::write(&path, config).unwrap();
+        let directories = Directories {
+            queue: at("queue"),
+            output: at("output"),
+            work: at("work"),
+        };
+        Self {
+            directories,
+            config: path,
+            top,
+        }
+    }
+
+    pub fn start(&self) -> Daemon {
+        let mut daemon = self.launch();
+        let ready =
+            || fs::read_to_string(&daemon.log).is_ok_and(|log| log.contains("ready: watching"));
+        if !wait(Duration::from_secs(30), ready) {
+            daemon.shout();
+            panic!("the daemon is not ready after 30 s");
+        }
+        daemon
+    }
+
+    /// Starts a daemon without waiting for it.
+    pub fn launch(&self) -> Daemon {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let log = self.top.path().join(format!("daemon-{number}.log"));
+        let output = File::create(&log).unwrap();
+        let mut command = Command::new(program());
+        command
+            .arg("daemon")
+            .arg("--no-fix")
+            .arg("--config")
+            .arg(&self.config);
+        command.arg("--watch-dir").arg(&self.directories.queue);
+        command.arg("--output-dir").arg(&self.directories.output);
+        command.arg("--work-dir").arg(&self.directories.work);
+        command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output);
+        command
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("JOURNAL_STREAM");
+        // SAFETY: prctl(2) is async-signal-safe and touches only the new process.
+        unsafe {
+            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+        }
+        let child = command.spawn().unwrap();
+        Daemon { child, log }
+    }
+
+    /// Copies a file in under an unfinished name, then renames it.
+    pub fn deliver(&self, source: &Path, name: &str) {
+        let unfinished = self.directories.queue.join(format!("{name}.part"));
+        fs::create_dir_all(&self.directories.queue).unwrap();
+        fs::copy(source, &unfinished).unwrap();
+        fs::rename(&unfinished, self.directories.queue.join(name)).unwrap();
+    }
+
+    pub fn link(&self, vm: &str) -> PathBuf {
+        self.directories.output.join(format!("{vm}.qcow2"))
+    }
+
+    pub fn error(&self, vm: &str) -> PathBuf {
+        self.directories.output.join(format!("{vm}.error"))
+    }
+
+    /// Every record that can be read, by job.
+    pub fn records(&self) -> Vec<Record> {
+        let entries = names(&self.directories.records()).into_iter();
+        let mut records: Vec<Record> = entries
+            .filter(|name| !name.starts_with('.'))
+            .filter_map(|name| fs::read(self.directories.records().join(name)).ok())
+            .filter_map(|bytes| serde_json::from_slice(&bytes).ok())
+            .collect();
+        records.sort_by_key(|record: &Record| record.job_id);
+        records
+    }
+
+    pub fn count(&self, state: JobState) -> usize {
+        self.records()
+            .iter()
+            .filter(|record| record.state == state)
+            .count()
+    }
+
+    /// The names in the queue directory that are drops.
+    pub fn drops(&self) -> Vec<String> {
+        let mut drops = names(&self.directories.queue);
+        drops.retain(|name| !name.starts_with('.'));
+        drops
+    }
+
+    /// Nothing is being worked on, and nothing of it is left behind.
+    pub fn is_quiet(&self) -> bool {
+        let directories = &self.directories;
+        names(&directories.processing()).is_empty() && names(&directories.staging()).is_empty()
+    }
+
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+}
+
+/// The names in a directory; none if it is not there.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A running daemon; it dies with this value, and tells its log if the test is failing.
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits until `holds`, and fails with the log if it does not or the daemon ends before.
+    pub fn wait(&mut self, limit_seconds: u64, what: &str, mut holds: impl FnMut() -> bool) {
+        let mut alive = true;
+        let met = wait(Duration::from_secs(limit_seconds), || {
+            alive = self.child.try_wait().unwrap().is_none();
+            holds() || !alive
+        });
+        if !met || !(alive || holds()) {
+            self.shout();
+            panic!("{what}: not within {limit_seconds} s (daemon alive: {alive})");
+        }
+    }
+
+    /// SIGTERM, then its exit; failure is a panic.
+    pub fn stop(mut self) {
+        self.signal(Signal::SIGTERM);
+        let mut status = None;
+        let ended = wait(Duration::from_secs(30), || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(ended, "the daemon does not stop");
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "{}",
+            self.log()
+        );
+    }
+
+    /// SIGKILL; it is gone when this returns.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn shout(&mut self) {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines.len().saturating_sub(60);
+        println!("-- daemon {} --\n{}", self.pid(), lines[tail..].join("\n"));
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.end();
+        if std::thread::panicking() {
+            self.shout();
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! VHDs that qemu-img wrote, in every form it has: the guest sees the same, qemu-img is the judge.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a panic is how a test fails
+use std::path::{Path, PathBuf};
+
+use converter::convert::{self, Plan};
+use converter::disk::Unobserved;
+use converter::source::{self, SourceDisk};
+use hyper2kvm_tests::images::{self, qemu_img, text};
+use queue::roots::Roots;
+
+fn open(owner: &Path) -> SourceDisk {
+    let roots = Roots::open(owner.parent().unwrap(), &[]).unwrap();
+    let appliance = source::open(&roots, owner, true)
+        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
+    appliance.disks.into_iter().next().unwrap()
+}
+
+/// Converts `owner` and returns the content digest.
+fn converts(owner: &Path, target: &Path) -> String {
+    let report = convert::copy(&open(owner), target, &Plan::default(), &Unobserved)
+        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
+    report.digest
+}
+
+/// Writes `raw` as `container` (qemu-img's word) with `options` to `path`.
+fn write(raw: &Path, container: &str, options: &str, path: &Path) {
+    let (raw, path) = (text(raw), text(path));
+    let from = ["convert", "-f", "raw", "-O", container];
+    qemu_img(&[&from[..], &["-o", options, raw, path]].concat());
+}
+
+/// Both judges: the target is sound, and it has the size and the bytes of the source.
+fn same(container: &str, source: &Path, target: &Path) {
+    let size = |format: &str, path: &Path| {
+        let info = qemu_img(&["info", "-f", format, "--output=json", text(path)]);
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        info.get("virtual-size").unwrap().as_u64().unwrap()
+    };
+    assert_eq!(size(container, source), size("qcow2", target));
+    qemu_img(&["check", "-q", "-f", "qcow2", text(target)]);
+    let formats = ["-f", container, "-F", "qcow2"];
+    let files = [text(source), text(target)];
+    qemu_img(&[&["compare", "-q"], &formats[..], &files[..]].concat());
+}
+
+/// A raw disk's forms in `container`: all judged, all with the raw disk's digest if it keeps
+/// the size.
+fn every_form(
+    raw: fn(&Path) -> PathBuf,
+    container: &str,
+    extension: &str,
+    forms: &[(&str, &str, bool)],
+) {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = raw(dir.path());
+    let digest = converts(&raw, &dir.path().join("raw.qcow2"));
+    for (number, (options, kind, keeps_size)) in forms.iter().enumerate() {
+        let path = dir.path().join(format!("{number}.{extension}"));
+        write(&raw, container, options, &path);
+        assert_eq!(open(&path).format, format!("{extension} ({kind})"));
+        let target = dir.path().join(format!("{number}.qcow2"));
+        let found = converts(&path, &target);
+        same(container, &path, &target);
+        if *keeps_size {
+            assert_eq!(found, digest, "{options}");
+            images::judge(&raw, &target, "qcow2");
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::remove_file(&target).unwrap();
+    }
+}
+
+/// Options of qemu-img's `vpc`, the kind, whether the size is kept: without `force_size` it is
+/// rounded up to whole cylinders.
+const VHD: [(&str, &str, bool); 4] = [
+    ("subformat=dynamic,force_size=on", "dynamic", true),
+    ("subformat=fixed,force_size=on", "fixed", true),
+    ("subformat=dynamic", "dynamic", false),
+    ("subformat=fixed", "fixed", false),
+];
+
+#[test]
+fn vhd_data_at_the_edges() {
+    every_form(images::edges, "vpc", "vhd", &VHD);
+}
+
+#[test]
+fn vhd_file_system_with_files() {
+    every_form(images::ext4, "vpc", "vhd", &VHD[..2]);
+}
+
+#[test]
+fn vhd_all_zeros() {
+    every_form(images::all_zero, "vpc", "vhd", &VHD);
+}
+
+#[test]
+fn vhd_of_one_sector() {
+    every_form(images::one_sector, "vpc", "vhd", &VHD[..2]);
+}

@@ -1,0 +1,85 @@
+//! A full output: the job fails as `no_space`, the next one works, nothing is left behind.
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hyper2kvm_tests::daemon::{Site, names};
+use hyper2kvm_tests::images;
+use queue::error::ErrorKind;
+use queue::job::JobState;
+
+/// A tmpfs that is unmounted with this value.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn tmpfs(at: &Path, size: &str) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let option = format!("size={size},mode=0750");
+        images::run(
+            "mount",
+            "mount",
+            &["-t", "tmpfs", "-o", &option, "tmpfs", images::text(at)],
+        );
+        Self(at.to_path_buf())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_output_fails_one_job_only() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "needs root, to mount a tmpfs of limited size"
+    );
+    let site = Site::new("[retry]\nmax_retries = 1\nretry_delay = 0\n");
+    let _mount = Mount::tmpfs(&site.directories.output, "16M");
+    let top = site.top.path();
+    let big = images::raw_disk(
+        &top.join("b.raw"),
+        64 << 20,
+        &[(0, &images::noise(8, 40 << 20))],
+    );
+    let small = images::raw_disk(
+        &top.join("s.raw"),
+        4 << 20,
+        &[(0, &images::noise(9, 1 << 20))],
+    );
+    let file = images::vmdk(&big, "streamOptimized", &top.join("big"));
+    let mut daemon = site.start();
+    site.deliver(&file, "big.vmdk");
+    daemon.wait(120, "the big one failed", || {
+        site.error("big").exists() && site.is_quiet()
+    });
+
+    let text = fs::read_to_string(site.error("big")).unwrap();
+    assert!(
+        text.lines().count() >= 2 && text.contains("kind: no_space"),
+        "{text}"
+    );
+    let [record] = &site.records()[..] else {
+        panic!("one record: {:?}", site.records());
+    };
+    assert_eq!(record.state, JobState::Failed);
+    assert_eq!(
+        record.error.as_ref().map(|failure| failure.kind),
+        Some(ErrorKind::NoSpace)
+    );
+    assert_eq!(record.attempts, 2, "it was tried again");
+    assert!(names(&site.directories.errors()).contains(&"big.vmdk".to_owned()));
+    assert!(!site.link("big").exists() && !site.directories.output.join("big").exists());
+
+    site.deliver(
+        &images::vmdk(&small, "streamOptimized", &top.join("small")),
+        "small.vmdk",
+    );
+    daemon.wait(60, "the small one is done", || {
+        site.link("small").exists() && site.is_quiet()
+    });
+    images::judge(&small, &site.link("small"), "qcow2");
+    daemon.stop();
+}
