@@ -192,6 +192,38 @@ fn an_independent_reader_sees_the_same() {
 }
 
 #[test]
+fn a_sector_of_the_log_is_whole_again_wherever_it_is_read() {
+    let sector: Vec<u8> = (0..4096u32).map(|at| (at % 251) as u8 + 1).collect();
+    let mut sample = Sample::dynamic(1, 7);
+    let mut entry = Entry::new(1 << 40 | 5, 0).sector(PAYLOAD, &sector);
+    entry.zeros.push((PAYLOAD - 4096, 3 * 4096));
+    sample.log(&entry);
+    let window = sample.build();
+    let file = Replayed::new(window.clone(), &Header::read(&window).unwrap()).unwrap();
+    let mut expected = vec![0; 4096];
+    expected.extend(&sector);
+    expected.extend([0; 4096]);
+    expected.extend([7; 4096]);
+    for (from, to) in [
+        (0, 16384),
+        (4095, 4097),
+        (4096, 8192),
+        (5000, 8200),
+        (8191, 16384),
+    ] {
+        let read = file.read_vec(PAYLOAD - 4096 + from, (to - from) as usize);
+        assert!(
+            read.unwrap() == expected[from as usize..to as usize],
+            "{from}..{to}"
+        );
+    }
+    for (from, to, touched) in [(0, 4096, true), (12288 - 4096, 12288, false)] {
+        assert_eq!(file.touches(PAYLOAD + from, PAYLOAD + to), touched);
+    }
+    assert!(!file.touches(0, PAYLOAD - 4096) && file.touches(0, PAYLOAD - 4095));
+}
+
+#[test]
 fn logs_that_cannot_be_replayed_are_refused() {
     let refuses = |entry: Entry, kind, what: &str| {
         let mut sample = Sample::dynamic(1, 7);
