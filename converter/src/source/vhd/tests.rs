@@ -215,6 +215,37 @@ fn parents_that_are_not_the_parent_are_refused() {
 }
 
 #[test]
+fn parents_never_lie_outside_the_job() {
+    let top = tempfile::tempdir().unwrap();
+    let job = top.path().join("job");
+    std::fs::create_dir(&job).unwrap();
+    let parent = Sample::dynamic(1, 7).build();
+    std::fs::write(top.path().join("p.vhd"), &parent).unwrap();
+    std::os::unix::fs::symlink("../p.vhd", job.join("link.vhd")).unwrap();
+    let absolute = top.path().join("p.vhd").to_string_lossy().into_owned();
+    let roots = queue::roots::Roots::open(&job, &[]).unwrap();
+    let child = job.join("c.avhd");
+    let opened = |path: &str| {
+        let bytes = Sample::differencing(2, 8, 1, path).build();
+        std::fs::write(&child, bytes).unwrap();
+        crate::source::open(&roots, &child, true).map(|appliance| appliance.disks[0].format.clone())
+    };
+    for path in [
+        "..\\p.vhd",
+        "link.vhd",
+        &absolute,
+        "/etc/shadow",
+        "/dev/zero",
+    ] {
+        let error = opened(path).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid, "{path}: {error}");
+        assert!(error.remedy.is_some(), "{path}");
+    }
+    std::fs::write(job.join("p.vhd"), &parent).unwrap();
+    assert_eq!(opened("..\\p.vhd").unwrap(), "vhd (differencing)");
+}
+
+#[test]
 fn damage_is_refused() {
     type Damage = fn(&mut Sample);
     let cases: [(&str, Damage); 15] = [

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 const SECTOR_BYTES: usize = 4096;
 const ENTRY_HEADER_BYTES: usize = 64;
 const DESCRIPTOR_BYTES: usize = 32;
-/// Writers make logs of 1 MiB. All of an active log is held in memory.
-const MAX_LOG_BYTES: u64 = 64 << 20;
+/// Writers make logs of 1 MiB. Of each sector that is to be written its place is held in memory.
+const MAX_LOG_BYTES: u64 = 16 << 20;
 /// Entries lie side by side, with the rests of older ones between them; what claims to be more of
 /// them than this many times the log was made to keep us busy.
 const MOST_READINGS: u64 = 16;
@@ -26,11 +26,20 @@ pub(super) struct Replayed {
     pub length_bytes: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct Patch {
     end: u64,
-    /// One sector; `None`: zeros.
-    data: Option<Box<[u8]>>,
+    /// `None`: zeros.
+    data: Option<DataSector>,
+}
+
+/// A sector in the log, and what the descriptor has of its bytes: the first and the last.
+#[derive(Debug, Clone, Copy)]
+struct DataSector {
+    /// In the file.
+    at: u64,
+    leading: [u8; 8],
+    trailing: [u8; 4],
 }
 
 /// An entry whose sum and fields are sound; offsets are within the log.
@@ -83,33 +92,31 @@ impl Replayed {
         }
         for entry in &active {
             let bytes = log.read(entry.at, entry.length_bytes)?;
-            self.apply(&bytes);
+            self.apply(&log, entry, &bytes);
         }
         self.length_bytes = self.length_bytes.max(head.last_file_bytes);
         Ok(())
     }
 
     /// Lays one entry, which is sound, over the file.
-    fn apply(&mut self, bytes: &[u8]) {
-        let mut sectors = bytes
-            .chunks_exact(SECTOR_BYTES)
-            .skip(descriptor_sectors(bytes));
+    fn apply(&mut self, log: &Log, entry: &Entry, bytes: &[u8]) {
+        let sector_bytes = SECTOR_BYTES as u64;
+        let mut next_data = entry.at + descriptor_sectors(bytes) as u64 * sector_bytes;
         for descriptor in descriptors(bytes) {
             let start = field64(descriptor, 16);
-            let (end, data) = if descriptor.starts_with(b"zero") {
-                (start.saturating_add(field64(descriptor, 8)), None)
+            let (length_bytes, data) = if descriptor.starts_with(b"zero") {
+                (field64(descriptor, 8), None)
             } else {
-                let Some(sector) = sectors.next() else {
-                    return;
+                let data = DataSector {
+                    at: log.at.saturating_add(next_data % log.length_bytes),
+                    leading: field64(descriptor, 8).to_le_bytes(),
+                    trailing: field32(descriptor, 4).to_le_bytes(),
                 };
-                let inner = sector.get(8..SECTOR_BYTES - 4).unwrap_or_default();
-                let leading = descriptor.get(8..16).unwrap_or_default();
-                let trailing = descriptor.get(4..8).unwrap_or_default();
-                let data = [leading, inner, trailing].concat();
-                (start.saturating_add(SECTOR_BYTES as u64), Some(data))
+                next_data += sector_bytes;
+                (sector_bytes, Some(data))
             };
+            let end = start.saturating_add(length_bytes);
             if start < end {
-                let data = data.map(Vec::into_boxed_slice);
                 self.length_bytes = self.length_bytes.max(end);
                 self.patch(start, Patch { end, data });
             }
@@ -166,18 +173,29 @@ impl Replayed {
         for (&at, patch) in self.patches.range(first..end) {
             let from = at.max(offset_bytes);
             let to = patch.end.min(end);
-            let place = (from - offset_bytes) as usize..to.saturating_sub(offset_bytes) as usize;
             // A patch that ends before the first byte leaves nothing to copy.
-            let Some(place) = bytes.get_mut(place) else {
+            let place = (from - offset_bytes) as usize..to.saturating_sub(offset_bytes) as usize;
+            let Some(place) = bytes.get_mut(place).filter(|place| !place.is_empty()) else {
                 continue;
             };
-            let part = (from - at) as usize..to.saturating_sub(at) as usize;
-            match patch.data.as_deref().and_then(|data| data.get(part)) {
-                Some(data) => place.copy_from_slice(data),
-                None => place.fill(0),
-            }
+            let Some(data) = patch.data else {
+                place.fill(0);
+                continue;
+            };
+            let sector = self.sector(&data)?;
+            let part = sector.get((from - at) as usize..(to - at) as usize);
+            place.copy_from_slice(part.ok_or_else(|| {
+                corrupt(self.window.path(), "the log has a sector of another size")
+            })?);
         }
         Ok(bytes)
+    }
+
+    /// The bytes that are to be written, which the log keeps with others at both ends.
+    fn sector(&self, data: &DataSector) -> Result<Vec<u8>> {
+        let sector = self.window.read_vec(data.at, SECTOR_BYTES)?;
+        let inner = sector.get(8..SECTOR_BYTES - 4).unwrap_or_default();
+        Ok([&data.leading, inner, &data.trailing].concat())
     }
 }
 
