@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::vmdk::{descriptor, header, vmfs};
-use super::{Lookup, SourceDisk, raw, vhd, vmdk};
+use super::{Lookup, SourceDisk, qcow, raw, vhd, vmdk};
 use crate::disk::{Window, corrupt, unsupported};
 use crate::error::{Error, Result};
 
@@ -144,19 +144,24 @@ impl Claim {
 
     /// What a manifest's `source_format` says; one that is not known is an error.
     pub(super) fn by_manifest(source_format: &str, manifest: &Path) -> Result<Self> {
+        Self::by_statement("source_format", source_format, manifest)
+    }
+
+    /// What the file at `path` says in its `field` that another one is.
+    pub(super) fn by_statement(field: &str, source_format: &str, path: &Path) -> Result<Self> {
         let name = source_format.to_ascii_lowercase();
         let family = family(&name)
             .filter(|family| !matches!(*family, "ova" | "ovf" | "gz" | "xz" | "zst"))
             .ok_or_else(|| {
                 Error::invalid(format!(
-                    "{}: source_format {source_format:?} is not known",
-                    manifest.display()
+                    "{}: {field} {source_format:?} is not known",
+                    path.display()
                 ))
                 .with_remedy("write vmdk, vhd, vhdx, raw, qcow2 or vdi")
             })?;
         Ok(Self::Family {
             family,
-            by: format!("source_format in {}", manifest.display()),
+            by: format!("{field} in {}", path.display()),
         })
     }
 
@@ -229,6 +234,12 @@ pub(super) fn open_disk(
             let mut disk = SourceDisk::new(name, format!("vmdk ({shown})"), image);
             let text_bytes = text.map_or(0, |text| text.length_bytes());
             disk.source_bytes = disk.source_bytes.saturating_add(text_bytes);
+            return Ok(disk);
+        }
+        Content::Qcow => {
+            let (image, notes) = qcow::open(window, lookup)?;
+            let mut disk = SourceDisk::new(name, "qcow2".to_owned(), image);
+            disk.notes = notes;
             return Ok(disk);
         }
         Content::VmdkCowd | Content::VmdkSeSparse => {

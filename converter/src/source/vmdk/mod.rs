@@ -1,5 +1,5 @@
-//! VMDK (Virtual Disk Format 5.0): streamOptimized, monolithicSparse, monolithicFlat, the VMFS forms,
-//! the two-gigabyte splits, and delta disks over their parents.
+//! VMDK (Virtual Disk Format 5.0): streamOptimized, monolithicSparse, monolithicFlat, the VMFS
+//! forms, the two-gigabyte splits, and delta disks over their parents.
 //!
 //! Files that a descriptor names are opened by the caller's lookup, never by path.
 pub(super) mod descriptor;
@@ -126,7 +126,7 @@ impl Layer {
             return Ok(parent);
         }
         let what = format!(
-            "it is not the parent of {} as that one knows it: the CID is {:08x}, not {content_id:08x}",
+            "it is not the parent that {} knows: the CID is {:08x}, not {content_id:08x}",
             child.display(),
             parent.descriptor.content_id.unwrap_or(u32::MAX),
         );

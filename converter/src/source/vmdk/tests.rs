@@ -315,8 +315,6 @@ fn a_part_of_a_split_disk_asks_for_its_descriptor() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
     /// Any few bytes may change: an error or a reading, never a panic or a hang.
     #[test]
     fn mutations_do_no_harm(

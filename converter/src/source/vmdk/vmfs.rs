@@ -1,4 +1,5 @@
-//! The headers of the sparse extents that ESXi makes for snapshots: VMFS sparse (COWD) and SE sparse.
+//! The headers of the sparse extents that ESXi makes for snapshots: VMFS sparse (COWD) and SE
+//! sparse.
 //!
 //! Takes bytes and checks every number against the file's length. The journal of an SE sparse
 //! extent is never replayed: one that would have to be is refused.
