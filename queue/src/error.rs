@@ -126,6 +126,20 @@ impl Error {
             .raw_os_error()
     }
 
+    /// All of it in one line: the cause, what lies below it, and the remedy.
+    pub fn to_line(&self) -> String {
+        let mut line = self.context.clone();
+        for below in self.chain() {
+            line.push_str(": ");
+            line.push_str(&below);
+        }
+        if let Some(remedy) = &self.remedy {
+            line.push_str("; ");
+            line.push_str(remedy);
+        }
+        line
+    }
+
     /// The texts below this error, nearest first.
     pub fn chain(&self) -> Vec<String> {
         let mut texts = Vec::new();

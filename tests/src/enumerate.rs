@@ -17,7 +17,7 @@ const FAULTS: [Fault; 4] = [
     Fault::FailAfter(Errno::EIO),
 ];
 /// Every so many recoveries one is struck as well, at each of its steps.
-const SECOND_STRIKE_EVERY: u64 = 211;
+const SECOND_STRIKE_EVERY: u64 = 601;
 
 /// How much was tried.
 #[derive(Debug, Default)]

@@ -190,7 +190,7 @@ impl<'a> Reporter<'a> {
 
     /// Adds a line to the job's log, in the journal and in the record.
     pub fn say(&self, line: &str) {
-        super::turn::say(lock(&self.pen).job, line);
+        super::log::say(lock(&self.pen).job, line);
     }
 }
 

@@ -9,7 +9,7 @@ use queue::job::JobId;
 use queue::spool::{Hold, Job};
 
 use super::dispatch::{ADOPTION_ENTRIES, ADOPTION_WINDOW, Dispatcher};
-use super::turn::say;
+use super::log::say;
 use crate::error::Result;
 
 impl Dispatcher {

@@ -1,5 +1,5 @@
 //! The jobs that wait for this converter, in the order in which they are to start.
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::SystemTime;
 
 use queue::job::{JobId, Priority};
@@ -10,9 +10,9 @@ type Rank = (Priority, JobId);
 
 #[derive(Default)]
 pub struct Backlog {
-    ready: BTreeMap<Rank, Waiting>,
+    ready: BTreeSet<Rank>,
     later: BTreeSet<(SystemTime, Rank)>,
-    known: HashMap<JobId, (Waiting, Option<SystemTime>)>,
+    known: HashMap<JobId, Waiting>,
 }
 
 impl Backlog {
@@ -28,16 +28,11 @@ impl Backlog {
     pub fn add(&mut self, waiting: Waiting) {
         self.remove(waiting.job_id);
         let rank = (waiting.priority, waiting.job_id);
-        let due = waiting.not_before;
-        self.known.insert(waiting.job_id, (waiting.clone(), due));
-        match due {
-            Some(time) => {
-                self.later.insert((time, rank));
-            }
-            None => {
-                self.ready.insert(rank, waiting);
-            }
-        }
+        match waiting.not_before {
+            Some(time) => self.later.insert((time, rank)),
+            None => self.ready.insert(rank),
+        };
+        self.known.insert(waiting.job_id, waiting);
     }
 
     /// Adds a job that is not to be tried again before `time`.
@@ -47,9 +42,9 @@ impl Backlog {
     }
 
     pub fn remove(&mut self, id: JobId) -> Option<Waiting> {
-        let (waiting, due) = self.known.remove(&id)?;
+        let waiting = self.known.remove(&id)?;
         let rank = (waiting.priority, id);
-        if let Some(time) = due {
+        if let Some(time) = waiting.not_before {
             self.later.remove(&(time, rank));
         }
         self.ready.remove(&rank);
@@ -63,19 +58,15 @@ impl Backlog {
                 break;
             }
             self.later.pop_first();
-            if let Some((waiting, due)) = self.known.get_mut(&rank.1) {
-                *due = None;
-                self.ready.insert(rank, waiting.clone());
-            }
+            self.ready.insert(rank);
         }
-        let (_, waiting) = self.ready.pop_first()?;
-        self.known.remove(&waiting.job_id);
-        Some(waiting)
+        let (_, id) = self.ready.pop_first()?;
+        self.known.remove(&id)
     }
 
     /// The first jobs that may start, in order.
     pub fn first(&self, count: usize) -> Vec<JobId> {
-        self.ready.keys().take(count).map(|(_, id)| *id).collect()
+        self.ready.iter().take(count).map(|(_, id)| *id).collect()
     }
 
     /// When the next postponed job may start.
@@ -86,9 +77,8 @@ impl Backlog {
     /// Finds the bare disk that was dropped under this name.
     pub fn bare_disk(&self, name: &str) -> Option<JobId> {
         let mut entries = self.known.values();
-        entries
-            .find(|(waiting, _)| waiting.bare_disk.as_deref() == Some(name))
-            .map(|e| e.0.job_id)
+        let found = entries.find(|waiting| waiting.bare_disk.as_deref() == Some(name));
+        found.map(|waiting| waiting.job_id)
     }
 }
 

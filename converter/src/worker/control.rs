@@ -47,7 +47,11 @@ impl Dispatcher {
         tracing::info!("request: {request:?}");
         match request {
             Request::Pause => self.state = DaemonState::Paused,
-            Request::Resume => self.state = DaemonState::Running,
+            Request::Resume => {
+                self.state = DaemonState::Running;
+                // What was passed over while draining.
+                self.scan_soon();
+            }
             Request::Drain => self.state = DaemonState::Draining,
             Request::Cancel { job_id } => return self.cancel(*job_id),
             Request::Retry { job_id } => self.retry(*job_id)?,

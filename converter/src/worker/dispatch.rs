@@ -17,7 +17,8 @@ use queue::spool::{Drop, Fate, Hold, Job, Policy, Spool};
 use super::activity::{Activity, Command, lock};
 use super::backlog::Backlog;
 use super::board::Board;
-use super::turn::{self, Outcome, Settings};
+use super::log;
+use super::turn::{Outcome, Settings};
 use crate::error::{Error, Result};
 
 /// What the dispatcher is told.
@@ -29,6 +30,8 @@ pub enum Message {
     Stop,
 }
 
+/// Claimed jobs that wait; beyond it, disks wait in the queue directory under their own names.
+const BACKLOG_MAX: usize = 512;
 /// Claims between two looks at the messages.
 const CLAIMS_AT_ONCE: usize = 16;
 /// How soon drops are looked at again while something moves, and while nothing does.
@@ -120,8 +123,7 @@ impl Dispatcher {
         let swept = recover::sweep(&self.spool, &known)?;
         for (job, error) in swept.errors {
             let job_id = job.map(|id| id.to_string()).unwrap_or_default();
-            let cause = error.chain().join(": ");
-            tracing::warn!(job_id, "recovery: {error}: {cause}; it is tried again");
+            tracing::warn!(job_id, "recovery, to be tried again: {}", error.to_line());
         }
         for id in swept.finished {
             tracing::info!(job_id = %id, "recovery: finished what an earlier process began");
@@ -149,8 +151,7 @@ impl Dispatcher {
             if self.last_scan.elapsed() >= self.scan_interval()
                 && let Err(error) = self.look()
             {
-                let cause = error.chain().join(": ");
-                tracing::error!("the queue cannot be read: {error}: {cause}");
+                tracing::error!("the queue cannot be read: {}", error.to_line());
             }
             if self.requests_due {
                 self.requests_due = false;
@@ -216,10 +217,7 @@ impl Dispatcher {
                     Hint::Moved(name) => self.arrivals.moved_in(&name),
                     Hint::Touched(name) => self.arrivals.touched(&name),
                     Hint::Control => self.requests_due = true,
-                    Hint::Rescan => {
-                        let long_ago = Instant::now().checked_sub(self.scan_interval());
-                        self.last_scan = long_ago.unwrap_or(self.last_scan);
-                    }
+                    Hint::Rescan => self.scan_soon(),
                 }
             }
             Message::Done(id, outcome) => self.finish(id, outcome),
@@ -234,6 +232,12 @@ impl Dispatcher {
         }
     }
 
+    /// Makes the next look at the whole queue due.
+    pub(super) fn scan_soon(&mut self) {
+        let long_ago = Instant::now().checked_sub(self.scan_interval());
+        self.last_scan = long_ago.unwrap_or(self.last_scan);
+    }
+
     fn reload(&mut self, mut instance: Instance) {
         if instance.directories != self.instance.directories {
             tracing::warn!("directories change only with a restart; the rest is reloaded");
@@ -246,8 +250,15 @@ impl Dispatcher {
     }
 
     fn claim_some(&mut self) {
+        if self.arrivals.needs_scan()
+            && let Err(error) = self.arrivals.scan()
+        {
+            tracing::error!("the queue cannot be read: {}", error.to_line());
+        }
         if self.claimable.is_empty() {
-            self.claimable.extend(self.arrivals.ready());
+            let room = BACKLOG_MAX.saturating_sub(self.backlog.len());
+            self.claimable
+                .extend(self.arrivals.ready(room.min(CLAIMS_AT_ONCE)));
         }
         for _ in 0..CLAIMS_AT_ONCE {
             let Some(arrival) = self.claimable.pop_front() else {
@@ -262,8 +273,10 @@ impl Dispatcher {
                 continue;
             }
             if let Err(error) = self.claim(&drop, refusal) {
-                let cause = error.chain().join(": ");
-                self.complain(&drop.name, &format!("cannot be claimed: {error}: {cause}"));
+                self.complain(
+                    &drop.name,
+                    &format!("cannot be claimed: {}", error.to_line()),
+                );
                 if let Err(error) = self.spool.complain(&drop, &error) {
                     tracing::error!("{}: {error}", drop.name);
                 }
@@ -288,7 +301,7 @@ impl Dispatcher {
             self.backlog.add(Waiting::from(&*job));
             return Ok(());
         };
-        turn::log_failure(&mut job, &error);
+        log::fail(&mut job, &error);
         let fate = job.fail(&error)?;
         self.count(&fate);
         Ok(())
@@ -341,7 +354,7 @@ impl Dispatcher {
         let unclaimed = match self.state {
             // Those are nobody's to finish now.
             DaemonState::Draining => 0,
-            _ => self.claimable.len(),
+            _ => self.claimable.len() + self.arrivals.waiting() + self.arrivals.beyond(),
         };
         let depth = (self.backlog.len() + unclaimed) as u64;
         let mut shown = lock(&self.board.shown);

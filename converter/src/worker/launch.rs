@@ -9,6 +9,7 @@ use queue::spool::{Fate, Hold, Job};
 
 use super::activity::Activity;
 use super::dispatch::{Dispatcher, Message};
+use super::log;
 use super::turn::{self, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -30,8 +31,8 @@ impl Dispatcher {
                 break;
             };
             if let Err(error) = self.start(&waiting) {
-                let (job_id, cause) = (waiting.job_id, error.chain().join(": "));
-                tracing::error!(%job_id, "cannot be started: {error}: {cause}");
+                let job_id = waiting.job_id;
+                tracing::error!(%job_id, "cannot be started: {}", error.to_line());
                 self.postpone(waiting);
             }
         }
@@ -80,7 +81,7 @@ impl Dispatcher {
                 )
                 .with_remedy("put the missing files beside it, then `hyperctl retry`");
                 self.arrivals.release(job.id());
-                turn::log_failure(&mut job, &error);
+                log::fail(&mut job, &error);
                 let fate = job.fail(&error)?;
                 self.count(&fate);
                 return Ok(());
@@ -138,8 +139,7 @@ impl Dispatcher {
             Outcome::Stopped => {}
             Outcome::NameTaken(waiting) => self.postpone(waiting),
             Outcome::Trouble(error) => {
-                let cause = error.chain().join(": ");
-                tracing::error!(job_id = %id, "{error}: {cause}; recovery takes it up");
+                tracing::error!(job_id = %id, "left to recovery: {}", error.to_line());
                 self.hold_again(id);
             }
         }

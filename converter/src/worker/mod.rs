@@ -10,6 +10,7 @@ mod board;
 mod control;
 mod dispatch;
 mod launch;
+mod log;
 mod turn;
 
 use std::sync::Arc;
@@ -199,8 +200,7 @@ impl Heart {
             Ok(()) => self.trouble = false,
             Err(error) if !self.trouble => {
                 self.trouble = true;
-                let cause = error.chain().join(": ");
-                tracing::error!("the heartbeat cannot be written: {error}: {cause}");
+                tracing::error!("the heartbeat cannot be written: {}", error.to_line());
             }
             Err(_) => {}
         }

@@ -1,21 +1,20 @@
 //! One job's turn: from the held job to its published result, or to its failure.
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use queue::instance::Config;
-use queue::job::{Phase, VmName, record};
+use queue::job::{Phase, VmName};
 use queue::recover::Waiting;
 use queue::roots::Roots;
 use queue::spool::{Fate, Job, Product};
 
 use super::activity::{Activity, Command, Reporter};
+use super::log;
 use crate::convert::vm::{self, Converted, Order};
 use crate::convert::wishes::{self, Wishes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{self, Appliance};
 
-/// Lines of its log that a record keeps.
-const LOG_LINES: usize = 50;
 /// Opening and measuring a source, however slow the file system.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(600);
 /// One batch of a conversion.
@@ -88,7 +87,7 @@ pub fn turn(mut job: Box<Job>, settings: &Settings, activity: &Activity) -> Outc
             return end_badly(job, error, activity);
         }
     };
-    say(
+    log::say(
         &mut job,
         &format!(
             "converted in {:.1} s; publishing",
@@ -207,7 +206,7 @@ fn end_badly(mut job: Box<Job>, error: Error, activity: &Activity) -> Outcome {
         }
         _ => in_drop_terms(error, &job),
     };
-    log_failure(&mut job, &error);
+    log::fail(&mut job, &error);
     match job.fail(&error) {
         Ok(fate) => Outcome::Failed(fate),
         Err(error) => Outcome::Trouble(error),
@@ -219,37 +218,4 @@ fn in_drop_terms(mut error: Error, job: &Job) -> Error {
     let source = format!("{}/", job.source_dir().display());
     error.context = error.context.replace(&source, "");
     error
-}
-
-/// A job's failure in the journal and in its record.
-pub fn log_failure(job: &mut Job, error: &Error) {
-    let mut line = error.to_string();
-    for below in error.chain() {
-        line.push_str(": ");
-        line.push_str(&below);
-    }
-    if let Some(remedy) = &error.remedy {
-        line.push_str("; ");
-        line.push_str(remedy);
-    }
-    remember(job, "error", &line);
-    let (job_id, vm_name) = (job.id(), job.memory.vm_name.as_str());
-    let (phase, kind) = (job.record.phase.as_str(), error.kind.as_str());
-    tracing::error!(%job_id, vm_name, phase, kind, "{vm_name}: {line}");
-}
-
-/// A line of a job's log, in the journal and in its record.
-pub fn say(job: &mut Job, line: &str) {
-    remember(job, "info", line);
-    let (job_id, vm_name) = (job.id(), job.memory.vm_name.as_str());
-    tracing::info!(%job_id, vm_name, phase = job.record.phase.as_str(), "{vm_name}: {line}");
-}
-
-fn remember(job: &mut Job, level: &str, line: &str) {
-    let time = record::timestamp(SystemTime::now());
-    let log = &mut job.record.log;
-    log.push(format!("{time} {level} {line}"));
-    if log.len() > LOG_LINES {
-        log.drain(..log.len() - LOG_LINES);
-    }
 }

@@ -83,6 +83,9 @@ pub fn is_extent(name: &str, head: &[u8]) -> bool {
     named && !is_descriptor(head) && !has_embedded_descriptor(head)
 }
 
+/// How much of a file's beginning `is_extent` looks at.
+pub const HEAD_BYTES: u64 = 1024;
+
 /// Whether the bytes begin a VMDK descriptor file.
 pub fn is_descriptor(head: &[u8]) -> bool {
     const MARK: &[u8] = b"# disk descriptorfile";
@@ -90,9 +93,18 @@ pub fn is_descriptor(head: &[u8]) -> bool {
         .is_some_and(|start| start.eq_ignore_ascii_case(MARK))
 }
 
-/// Whether the bytes are a sparse extent header whose descriptorOffset (bytes 28..36) is set.
+/// Whether the bytes are a sparse extent header with a descriptor where its descriptorOffset
+/// (bytes 28..36, in sectors) says. qemu-img sets it in the extents of a split disk as well, and
+/// leaves the place empty.
 fn has_embedded_descriptor(head: &[u8]) -> bool {
-    head.starts_with(b"KDMV") && head.get(28..36).is_some_and(|offset| offset != [0; 8])
+    let Some(field) = head.get(28..36).and_then(|field| field.try_into().ok()) else {
+        return false;
+    };
+    let sector = u64::from_le_bytes(field);
+    let offset = usize::try_from(sector.saturating_mul(512)).unwrap_or(usize::MAX);
+    let descriptor = head.get(offset..).filter(|rest| !rest.is_empty());
+    // Beyond what was read there may well be one.
+    head.starts_with(b"KDMV") && sector != 0 && descriptor.is_none_or(is_descriptor)
 }
 
 /// The last component of a path in text form.
@@ -144,9 +156,14 @@ mod tests {
     #[test]
     fn extents_are_known_by_name_and_content() {
         let mut embedded = b"KDMV".to_vec();
-        embedded.resize(512, 0);
+        embedded.resize(HEAD_BYTES as usize, 0);
         assert!(is_extent("a-s001.vmdk", &embedded));
         embedded[28] = 1;
+        assert!(
+            is_extent("a-s001.vmdk", &embedded),
+            "an offset, but nothing there"
+        );
+        embedded[512..533].copy_from_slice(b"# Disk DescriptorFile");
         assert!(!is_extent("a-s001.vmdk", &embedded));
         assert!(is_extent("a-flat.vmdk", &[0; 512]));
         assert!(!is_extent("a-flat.vmdk", b"# Disk DescriptorFile\n"));

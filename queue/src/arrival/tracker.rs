@@ -33,12 +33,22 @@ enum Verdict {
     Ignore,
 }
 
+/// The most disks that are looked at together.
+const PENDING_MAX: usize = 2048;
+
+/// Manifests, and what may be a job directory.
+fn is_urgent(name: &str) -> bool {
+    !matches!(candidate::classify(name), Some(Class::Disk | Class::Ovf))
+}
+
 /// Everything in the queue directory that is not claimed yet.
 pub struct Arrivals {
     directories: Arc<Directories>,
     /// Names and the order of their arrival.
     pending: HashMap<String, u64>,
     arrived: u64,
+    /// Names that were seen and not taken up, because enough others wait.
+    beyond: usize,
     /// What claimed jobs still wait for: never a drop of its own.
     wanted: HashMap<JobId, Vec<String>>,
     stillness: Stillness,
@@ -59,6 +69,7 @@ impl Arrivals {
             directories,
             pending: HashMap::new(),
             arrived: 0,
+            beyond: 0,
             wanted: HashMap::new(),
             stillness: Stillness::new(settle, network),
             incomplete_timeout,
@@ -68,15 +79,29 @@ impl Arrivals {
 
     /// A name was renamed in: whole at once.
     pub fn moved_in(&mut self, name: &str) {
-        let path = self.path(name);
-        self.stillness.moved_in(&path);
-        self.touched(name);
+        if self.admit(name) {
+            let path = self.path(name);
+            self.stillness.moved_in(&path);
+        }
     }
 
     /// A name was created or written.
     pub fn touched(&mut self, name: &str) {
+        self.admit(name);
+    }
+
+    /// Takes a name up. Beyond `PENDING_MAX`, disks stay for a later scan, so that memory does not
+    /// grow with the queue; manifests and job directories never do: they may be urgent, and a
+    /// manifest may be overwritten.
+    fn admit(&mut self, name: &str) -> bool {
+        let many = self.pending.len() >= PENDING_MAX && !self.pending.contains_key(name);
+        if many && !is_urgent(name) {
+            self.beyond += 1;
+            return false;
+        }
         self.arrived += 1;
         self.pending.entry(name.to_owned()).or_insert(self.arrived);
+        true
     }
 
     /// Looks at the whole directory: the truth. Names that are not UTF-8 are returned.
@@ -98,6 +123,7 @@ impl Arrivals {
                 Err(name) => unreadable.push(queue.join(name)),
             }
         }
+        self.beyond = 0;
         // What nobody watched arrives in the order of its last change.
         names.sort_unstable();
         for (_, name) in names {
@@ -106,29 +132,45 @@ impl Arrivals {
         Ok(unreadable)
     }
 
-    /// How many drops wait to become whole.
+    /// How many names wait to become whole and to be claimed.
     pub fn waiting(&self) -> usize {
         self.pending.len()
     }
 
-    /// The drops that are ready now. Those that are not stay pending.
-    pub fn ready(&mut self) -> Vec<Arrival> {
+    /// How many more lie in the queue directory, about.
+    pub fn beyond(&self) -> usize {
+        self.beyond
+    }
+
+    /// Whether there is room again for names that were not taken up.
+    pub fn needs_scan(&self) -> bool {
+        self.beyond > 0 && self.pending.len() < PENDING_MAX / 2
+    }
+
+    /// Drops that are ready now: all that are urgent, and the first `limit` others. Those that are
+    /// not stay pending.
+    pub fn ready(&mut self, limit: usize) -> Vec<Arrival> {
         let mut names: Vec<String> = self.pending.keys().cloned().collect();
+        names.retain(|name| limit > 0 || is_urgent(name));
         names.sort_unstable_by_key(|name| self.pending.get(name).copied());
         let mut owned = self.owned_by_owners(&names);
         owned.extend(self.wanted.values().flatten().cloned());
+        let moving = self.families_in_motion(&names);
         let mut ready = Vec::new();
+        let mut others = 0;
         for name in names {
-            if owned.contains(&name) {
+            let is_other = !is_urgent(&name);
+            if owned.contains(&name) || (is_other && others >= limit) {
                 continue;
             }
-            match self.examine(&name) {
+            match self.examine(&name, &moving) {
                 Verdict::Wait => {}
                 Verdict::Ignore => {
                     self.pending.remove(&name);
                 }
                 Verdict::Ready(arrival) => {
                     self.pending.remove(&name);
+                    others += usize::from(is_other);
                     ready.push(arrival);
                 }
             }
@@ -217,7 +259,7 @@ impl Arrivals {
         owned
     }
 
-    fn examine(&mut self, name: &str) -> Verdict {
+    fn examine(&mut self, name: &str, moving: &BTreeSet<String>) -> Verdict {
         if candidate::is_ignored(name) {
             return Verdict::Ignore;
         }
@@ -240,7 +282,7 @@ impl Arrivals {
         match class {
             Class::Manifest => self.examine_manifest(name),
             Class::Ovf => self.examine_owner(name, DropKind::Ovf),
-            Class::Disk => self.examine_disk(name),
+            Class::Disk => self.examine_disk(name, moving),
         }
     }
 
@@ -257,36 +299,30 @@ impl Arrivals {
         Verdict::Ready(arrival(name, name, DropKind::Manifest, described, false))
     }
 
-    fn examine_disk(&mut self, name: &str) -> Verdict {
+    fn examine_disk(&mut self, name: &str, moving: &BTreeSet<String>) -> Verdict {
         let path = self.path(name);
-        let head = pieces::head(&path, 512).unwrap_or_default();
+        let head = pieces::head(&path, candidate::HEAD_BYTES).unwrap_or_default();
         if candidate::is_extent(name, &head) {
             let why = "is an extent that no descriptor here names";
             return self.wait_or_refuse(name, DropKind::Disk, why);
         }
-        if self.has_company_in_motion(name) {
+        if moving.contains(candidate::family(name)) && !self.stillness.is_moved_in(&path) {
             return Verdict::Wait;
         }
         self.examine_owner(name, DropKind::Disk)
     }
 
-    /// Whether something of the same VM is still being written beside a disk that was: its owner
-    /// may come last, as `cp` of a whole export does it. A disk that was renamed in does not wait.
-    fn has_company_in_motion(&mut self, name: &str) -> bool {
-        if self.stillness.is_moved_in(&self.path(name)) {
-            return false;
+    /// The families of what is still being written: a disk waits while something of its VM is in
+    /// motion, because its owner may come last, as `cp` of a whole export does it.
+    fn families_in_motion(&mut self, names: &[String]) -> BTreeSet<String> {
+        let mut families = BTreeSet::new();
+        for name in names {
+            let path = self.path(name);
+            if !candidate::is_ignored(name) && !self.stillness.is_still(&path) {
+                families.insert(candidate::family(name).to_owned());
+            }
         }
-        let family = candidate::family(name).to_owned();
-        let others: Vec<PathBuf> = self
-            .pending
-            .keys()
-            .filter(|other| *other != name && candidate::family(other) == family)
-            .filter(|other| !candidate::is_ignored(other))
-            .map(|other| self.path(other))
-            .collect();
-        others
-            .iter()
-            .any(|path| whole::is_open_for_writing(path) || !self.stillness.is_still(path))
+        families
     }
 
     /// A file that may own others: whole when it and all it names are.
@@ -299,6 +335,11 @@ impl Arrivals {
             Ok(described) => described,
             Err(error) => return Verdict::Ready(Arrival::Refused(lone(name, kind), error)),
         };
+        if kind == DropKind::Ovf {
+            // Its disks may have come long before, and be jobs of their own: the claimed job
+            // gathers them, wherever they are.
+            return Verdict::Ready(arrival(name, name, kind, Ok(described), false));
+        }
         let missing: Vec<&String> = described
             .names
             .iter()
@@ -381,5 +422,55 @@ impl Arrivals {
         let error = Error::new(ErrorKind::Corrupt, format!("{name} {why}"))
             .with_remedy("copy it again, under a name ending in .part until it is whole");
         Verdict::Ready(Arrival::Refused(lone(name, kind), error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_queue_is_taken_up_by_degrees_and_urgent_drops_at_once() {
+        let top = tempfile::tempdir().unwrap();
+        let queue = top.path().join("queue");
+        std::fs::create_dir(&queue).unwrap();
+        let directories = Arc::new(Directories {
+            queue: queue.clone(),
+            output: top.path().join("output"),
+            work: top.path().join("work"),
+        });
+        let mut arrivals = Arrivals::new(
+            directories,
+            Duration::ZERO,
+            Duration::MAX,
+            false,
+            Vec::new(),
+        );
+        let count = PENDING_MAX + 100;
+        for number in 0..count {
+            std::fs::write(queue.join(format!("vm-{number}.raw")), [1; 512]).unwrap();
+        }
+        let manifest = r#"{"manifest_version": "1.0", "disks": [
+            {"id": "a", "source_format": "raw", "bytes": 0, "local_path": "a.raw"}]}"#;
+        std::fs::write(queue.join("z.json"), manifest).unwrap();
+        arrivals.scan().unwrap();
+        let mut claimed = BTreeSet::new();
+        assert!(arrivals.beyond() >= 100 && !arrivals.needs_scan());
+        while claimed.len() <= count {
+            if arrivals.needs_scan() {
+                arrivals.scan().unwrap();
+            }
+            let ready = arrivals.ready(64);
+            assert!(!ready.is_empty() && ready.len() <= 65);
+            for arrival in ready {
+                let Arrival::Whole(drop) = arrival else {
+                    panic!("{arrival:?}")
+                };
+                assert!(drop.name != "z.json" || claimed.len() <= 64);
+                std::fs::remove_file(queue.join(&drop.name)).unwrap();
+                assert!(claimed.insert(drop.name));
+            }
+        }
+        assert!(arrivals.ready(64).is_empty());
     }
 }

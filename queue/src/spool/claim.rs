@@ -11,6 +11,9 @@ use crate::durable::{self, EntryKind, Lock};
 use crate::error::Result;
 use crate::job::{JobId, Record, record};
 
+/// How often a claim begins again because its empty directory was swept away.
+const MAX_SWEPT_AWAY: u32 = 8;
+
 impl Spool {
     /// Takes a drop. `None`: somebody else was quicker, or it is gone.
     pub fn claim(&self, drop: &Drop) -> Result<Option<JobId>> {
@@ -22,7 +25,7 @@ impl Spool {
             from: name.clone(),
             to: name.clone(),
         }));
-        let memory = Memory {
+        let mut memory = Memory {
             job_id: JobId::new(),
             drop: drop.name.clone(),
             kind: drop.kind,
@@ -38,7 +41,9 @@ impl Spool {
             last_failure: None,
             stage: Stage::Claimed { not_before: None },
         };
-        let _lock = self.make_job(&memory)?;
+        let Some(_lock) = self.make_fresh_job(&mut memory)? else {
+            return Ok(None);
+        };
         if !self.take_owner(&memory)? {
             self.abandon(memory.job_id)?;
             return Ok(None);
@@ -48,6 +53,28 @@ impl Spool {
         let mut record = self.fresh_record(&memory);
         self.save_record(&mut record, true)?;
         Ok(Some(memory.job_id))
+    }
+
+    /// Creates a directory for a claim, under another id if a sweep of another converter took the
+    /// empty one for an orphan's. `None`: the drop is gone.
+    fn make_fresh_job(&self, memory: &mut Memory) -> Result<Option<Lock>> {
+        let owner = memory
+            .takes
+            .first()
+            .map(|take| self.directories.queue.join(&take.from));
+        for _ in 0..MAX_SWEPT_AWAY {
+            match self.make_job(memory) {
+                Err(error) if error.os_error() == Some(nix::libc::ENOENT) => {}
+                made => return made.map(Some),
+            }
+            if let Some(owner) = &owner
+                && self.volume.stat(owner)?.is_none()
+            {
+                return Ok(None);
+            }
+            memory.job_id = JobId::new();
+        }
+        self.make_job(memory).map(Some)
     }
 
     /// Creates the job's directory, durable and locked, with nothing in its `source/` yet.
@@ -177,6 +204,14 @@ impl Spool {
 
     /// Tells of a drop that cannot be claimed; the drop stays where it is.
     pub fn complain(&self, drop: &Drop, error: &crate::error::Error) -> Result<()> {
+        if self
+            .volume
+            .stat(&self.directories.queue.join(&drop.name))?
+            .is_none()
+        {
+            // Somebody has it: its end is theirs to tell.
+            return Ok(());
+        }
         let place = self.ensure_place(&drop.place)?;
         let path = place.join(format!("{}.error", drop.vm_name));
         let text = crate::job::Failure::from(error).to_text();

@@ -231,7 +231,7 @@ impl Job {
         for dir in [staging.with_extension("previous"), staging] {
             if self.spool.volume.stat(&dir)?.is_some() {
                 // What says that it is whole goes first: half of it must never be published.
-                let metadata = dir.join(super::publish::METADATA);
+                let metadata = dir.join(super::place::METADATA);
                 if self.spool.volume.stat(&metadata)?.is_some() {
                     self.spool.volume.remove_file(&metadata)?;
                     self.spool.volume.sync(&dir)?;

@@ -7,6 +7,7 @@ mod fail;
 mod held;
 mod hold;
 mod memory;
+mod place;
 mod publish;
 pub mod request;
 pub mod retry;

@@ -1,4 +1,4 @@
-//! `make bench`: latency, load and speed, measured on this machine and printed beside their targets.
+//! `make bench`: latency, load and speed, measured here and printed beside their targets.
 //!
 //! Builds its own inputs beneath a temporary directory (TMPDIR chooses where), starts the daemon
 //! that was built beside it, and compares with the installed qemu-img in the same run.

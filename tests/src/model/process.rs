@@ -375,6 +375,8 @@ impl Volume for Process {
             let inode = match state.node(path).map(Node::kind) {
                 Ok(EntryKind::File) => state.inode(path)?,
                 Ok(_) => return Err(Errno::ELOOP.into()),
+                // Its directory may be gone.
+                Err(error) if is_absence(&error) && state.place(path).is_err() => return Ok(None),
                 Err(error) if is_absence(&error) && create => state.create(
                     path,
                     Node::File {

@@ -23,16 +23,7 @@ pub fn run(options: &DaemonArgs) -> ExitCode {
 }
 
 fn complain(error: &Error, code: u8) -> ExitCode {
-    let mut line = error.to_string();
-    for below in error.chain() {
-        line.push_str(": ");
-        line.push_str(&below);
-    }
-    if let Some(remedy) = &error.remedy {
-        line.push_str("; ");
-        line.push_str(remedy);
-    }
-    tracing::error!("{line}");
+    tracing::error!("{}", error.to_line());
     ExitCode::from(code)
 }
 

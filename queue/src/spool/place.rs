@@ -1,0 +1,74 @@
+//! Where results stand: a VM's place, whose result lies there, and what a new one retires.
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::memory::Memory;
+use super::{OWN_MODE, Spool};
+use crate::durable::{self, EntryKind};
+use crate::error::Result;
+
+/// The file in every result that says whose it is.
+pub const METADATA: &str = "metadata.json";
+const MAX_METADATA_BYTES: u64 = 16 * 1024 * 1024;
+
+impl Spool {
+    /// The directory in which the job's result appears.
+    pub(super) fn place_of(&self, memory: &Memory) -> PathBuf {
+        if memory.place.is_empty() {
+            self.directories.output.clone()
+        } else {
+            self.directories.output.join(&memory.place)
+        }
+    }
+
+    /// The directory named by `place`, made if it is not there.
+    pub(super) fn ensure_place(&self, place: &str) -> Result<PathBuf> {
+        let mut dir = self.directories.output.clone();
+        for part in Path::new(place) {
+            dir.push(part);
+            durable::ensure_dir(&*self.volume, &dir, OWN_MODE)?;
+        }
+        Ok(dir)
+    }
+
+    /// Takes away the link and the error text of earlier jobs of the same name, so that no poller
+    /// takes them for this job's. Fails if something that is not ours stands there.
+    pub(super) fn retire(&self, memory: &Memory) -> Result<()> {
+        let place = self.place_of(memory);
+        let vm = memory.vm_name.as_str();
+        let mut removed = false;
+        for format in ["qcow2", "raw"] {
+            let path = place.join(format!("{vm}.{format}"));
+            if self
+                .volume
+                .stat(&path)?
+                .is_some_and(|stat| stat.kind == EntryKind::Symlink)
+            {
+                self.volume.remove_file(&path)?;
+                removed = true;
+            }
+        }
+        let path = place.join(format!("{vm}.error"));
+        if self
+            .volume
+            .stat(&path)?
+            .is_some_and(|stat| stat.kind == EntryKind::File)
+        {
+            self.volume.remove_file(&path)?;
+            removed = true;
+        }
+        if removed {
+            self.volume.sync(&place)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whose result lies in `dir`: the `job_id` in its metadata.json.
+    pub(super) fn owner_of(&self, dir: &Path) -> Result<Option<String>> {
+        let bytes = self.volume.read(&dir.join(METADATA), MAX_METADATA_BYTES)?;
+        let value: Option<Value> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok(value.and_then(|value| Some(value.get("job_id")?.as_str()?.to_owned())))
+    }
+}
