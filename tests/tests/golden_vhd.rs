@@ -98,3 +98,47 @@ fn vhd_all_zeros() {
 fn vhd_of_one_sector() {
     every_form(images::one_sector, "vpc", "vhd", &VHD[..2]);
 }
+
+const VHDX: [(&str, &str, bool); 4] = [
+    ("subformat=dynamic", "dynamic", true),
+    ("subformat=fixed", "fixed", true),
+    (
+        "subformat=dynamic,block_size=1M,log_size=2M,block_state_zero=off",
+        "dynamic",
+        true,
+    ),
+    ("subformat=dynamic,block_size=256M", "dynamic", true),
+];
+
+#[test]
+fn vhdx_data_at_the_edges() {
+    every_form(images::edges, "vhdx", "vhdx", &VHDX);
+}
+
+#[test]
+fn vhdx_file_system_with_files() {
+    every_form(images::ext4, "vhdx", "vhdx", &VHDX[..2]);
+}
+
+#[test]
+fn vhdx_all_zeros() {
+    every_form(images::all_zero, "vhdx", "vhdx", &VHDX);
+}
+
+#[test]
+fn vhdx_of_one_sector() {
+    every_form(images::one_sector, "vhdx", "vhdx", &VHDX[..2]);
+}
+
+/// More blocks than one chunk: the bitmap entries between theirs are stepped over.
+fn two_chunks(dir: &Path) -> PathBuf {
+    let size = (5 << 30) + 512;
+    let (data, sector) = (images::noise(7, 3_000_000), images::noise(8, 512));
+    let places: [(u64, &[u8]); 3] = [(0, &sector), (4 << 30, &data), (size - 512, &sector)];
+    images::raw_disk(&dir.join("chunks.raw"), size, &places)
+}
+
+#[test]
+fn vhdx_of_two_chunks() {
+    every_form(two_chunks, "vhdx", "vhdx", &VHDX[2..3]);
+}

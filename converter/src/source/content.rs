@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::vmdk::{descriptor, header, vmfs};
-use super::{Lookup, SourceDisk, qcow, raw, vhd, vmdk};
+use super::{Lookup, SourceDisk, qcow, raw, vhd, vhdx, vmdk};
 use crate::disk::{Window, corrupt, unsupported};
 use crate::error::{Error, Result};
 
@@ -60,7 +60,7 @@ impl Content {
             (is_text(descriptor::SIGNATURE), Self::VmdkDescriptor),
             (at(0, &vmfs::COWD_MAGIC), Self::VmdkCowd),
             (at(0, &vmfs::SE_MAGIC), Self::VmdkSeSparse),
-            (at(0, b"vhdxfile"), Self::Vhdx),
+            (at(0, vhdx::SIGNATURE), Self::Vhdx),
             (at(0, vhd::COOKIE) || ends_with_footer(tail), Self::Vhd),
             (at(0, b"QFI\xfb"), Self::Qcow),
             (at(0x40, &0xbeda_107f_u32.to_le_bytes()), Self::Vdi),
@@ -248,6 +248,10 @@ pub(super) fn open_disk(
         Content::Vhd => {
             let (image, kind) = vhd::open(window, lookup)?;
             return Ok(SourceDisk::new(name, format!("vhd ({kind})"), image));
+        }
+        Content::Vhdx => {
+            let (image, kind) = vhdx::open(window, lookup)?;
+            return Ok(SourceDisk::new(name, format!("vhdx ({kind})"), image));
         }
         Content::Unknown => {
             let image = raw::RawImage::open(window)?;

@@ -12,10 +12,13 @@ mod package;
 mod parent;
 mod qcow;
 mod raw;
+#[cfg(test)]
+mod seen;
 mod tar;
 #[cfg(test)]
 mod tests;
 mod vhd;
+mod vhdx;
 mod vmdk;
 
 use std::path::Path;
