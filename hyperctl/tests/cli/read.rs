@@ -46,7 +46,7 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
             "busy processing 3m convert 46%",
             "soon queued 3m #1",
             "late queued 3m #2 low",
-            "a-job new - is not claimed yet",
+            "a-job new - is a directory without a manifest.json",
             "b.vmdk new - names \"b-flat.vmdk\", which is not there",
             "fresh.ova new - is not claimed yet",
             "broken failed 1m grain 7 of web.vmdk is damaged: inflate failed",
