@@ -69,7 +69,15 @@ impl Activity {
             Command::Cancel => 1,
             Command::Stop => 2,
         };
-        self.command.store(number, Ordering::Relaxed);
+        if command == Command::Stop {
+            // A cancellation that was acknowledged is not forgotten because the daemon stops.
+            let (go_on, relaxed) = (0, Ordering::Relaxed);
+            let _ = self
+                .command
+                .compare_exchange(go_on, number, relaxed, relaxed);
+        } else {
+            self.command.store(number, Ordering::Relaxed);
+        }
     }
 
     /// Enters a phase; within it the job must move at least every `patience`.

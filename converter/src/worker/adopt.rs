@@ -4,7 +4,7 @@
 //! converted lately is taken out of the archive; the result of its own job stays.
 use std::time::Instant;
 
-use queue::arrival::Gathered;
+use queue::arrival::{ADOPTION_GRACE, Gathered};
 use queue::job::JobId;
 use queue::spool::{Hold, Job};
 
@@ -20,7 +20,8 @@ impl Dispatcher {
         };
         let mut missing = Vec::new();
         for name in names {
-            if !self.adopt(job, &name)? {
+            // One that is in the queue is a new one: it only is not whole yet.
+            if self.arrivals.is_there(&name) || !self.adopt(job, &name)? {
                 missing.push(name);
             }
         }
@@ -28,10 +29,19 @@ impl Dispatcher {
             // A disk that was adopted may have pieces of its own.
             return self.arrivals.gather(job);
         }
+        let overdue = overdue && !missing.iter().any(|name| self.is_being_converted(name));
         Ok(Gathered::Missing {
             names: missing,
             overdue,
         })
+    }
+
+    /// Whether a running job was dropped under this name: its disk can be had when it is done.
+    fn is_being_converted(&self, name: &str) -> bool {
+        let drop_of = |id: &JobId| Some(self.spool.record(*id).ok()??.drop);
+        self.active
+            .keys()
+            .any(|id| drop_of(id).as_deref() == Some(name))
     }
 
     fn adopt(&mut self, job: &mut Job, name: &str) -> Result<bool> {
@@ -48,6 +58,10 @@ impl Dispatcher {
         }
         self.bare_disks
             .retain(|(time, _, _)| time.elapsed() < ADOPTION_WINDOW);
+        // Whoever delivers a new disk under an old one's name begins with it meanwhile.
+        if job.age() < ADOPTION_GRACE {
+            return Ok(false);
+        }
         let lately = self
             .bare_disks
             .iter()

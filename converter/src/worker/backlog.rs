@@ -1,6 +1,6 @@
 //! The jobs that wait for this converter, in the order in which they are to start.
 use std::collections::{BTreeSet, HashMap};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use queue::job::{JobId, Priority};
 use queue::recover::Waiting;
@@ -11,13 +11,19 @@ type Rank = (Priority, JobId);
 #[derive(Default)]
 pub struct Backlog {
     ready: BTreeSet<Rank>,
-    later: BTreeSet<(SystemTime, Rank)>,
-    known: HashMap<JobId, Waiting>,
+    /// By the clock that nobody sets: a jump of the other one keeps no job waiting.
+    later: BTreeSet<(Instant, Rank)>,
+    known: HashMap<JobId, (Waiting, Option<Instant>)>,
 }
 
 impl Backlog {
     pub fn len(&self) -> usize {
         self.known.len()
+    }
+
+    /// How many of them may start now.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
     }
 
     pub fn contains(&self, id: JobId) -> bool {
@@ -26,25 +32,38 @@ impl Backlog {
 
     /// Adds a job, or gives the known one its new priority and time.
     pub fn add(&mut self, waiting: Waiting) {
+        let now = SystemTime::now();
+        let left = waiting
+            .not_before
+            .map(|time| time.duration_since(now).unwrap_or_default());
+        self.insert(waiting, left);
+    }
+
+    /// Adds a job that is not to be tried again before `delay` is over.
+    pub fn postpone(&mut self, waiting: Waiting, delay: Duration) {
+        let now = SystemTime::now();
+        let left = waiting
+            .not_before
+            .and_then(|time| time.duration_since(now).ok());
+        let left = left.unwrap_or_default().max(delay);
+        self.insert(waiting, Some(left));
+    }
+
+    fn insert(&mut self, waiting: Waiting, left: Option<Duration>) {
         self.remove(waiting.job_id);
         let rank = (waiting.priority, waiting.job_id);
-        match waiting.not_before {
+        let due = left.and_then(|left| Instant::now().checked_add(left));
+        match due {
             Some(time) => self.later.insert((time, rank)),
             None => self.ready.insert(rank),
         };
-        self.known.insert(waiting.job_id, waiting);
-    }
-
-    /// Adds a job that is not to be tried again before `time`.
-    pub fn postpone(&mut self, mut waiting: Waiting, time: SystemTime) {
-        waiting.not_before = Some(waiting.not_before.map_or(time, |known| known.max(time)));
-        self.add(waiting);
+        self.known.insert(waiting.job_id, (waiting, due));
     }
 
     pub fn remove(&mut self, id: JobId) -> Option<Waiting> {
-        let waiting = self.known.remove(&id)?;
+        let (waiting, due) = self.known.remove(&id)?;
         let rank = (waiting.priority, id);
-        if let Some(time) = waiting.not_before {
+        if let Some(time) = due {
             self.later.remove(&(time, rank));
         }
         self.ready.remove(&rank);
@@ -52,7 +71,7 @@ impl Backlog {
     }
 
     /// Takes the next job that may start at `now`.
-    pub fn next(&mut self, now: SystemTime) -> Option<Waiting> {
+    pub fn next(&mut self, now: Instant) -> Option<Waiting> {
         while let Some((time, rank)) = self.later.first().copied() {
             if time > now {
                 break;
@@ -61,7 +80,7 @@ impl Backlog {
             self.ready.insert(rank);
         }
         let (_, id) = self.ready.pop_first()?;
-        self.known.remove(&id)
+        self.known.remove(&id).map(|(waiting, _)| waiting)
     }
 
     /// The first jobs that may start, in order.
@@ -70,15 +89,16 @@ impl Backlog {
     }
 
     /// When the next postponed job may start.
-    pub fn next_due(&self) -> Option<SystemTime> {
+    pub fn next_due(&self) -> Option<Instant> {
         self.later.first().map(|(time, _)| *time)
     }
 
     /// Finds the bare disk that was dropped under this name.
     pub fn bare_disk(&self, name: &str) -> Option<JobId> {
         let mut entries = self.known.values();
-        let found = entries.find(|waiting| waiting.bare_disk.as_deref() == Some(name));
-        found.map(|waiting| waiting.job_id)
+        entries
+            .find(|(waiting, _)| waiting.bare_disk.as_deref() == Some(name))
+            .map(|e| e.0.job_id)
     }
 }
 
@@ -86,7 +106,6 @@ impl Backlog {
 mod tests {
     use super::*;
     use queue::job::VmName;
-    use std::time::Duration;
 
     fn waiting(priority: Priority) -> Waiting {
         Waiting {
@@ -100,7 +119,7 @@ mod tests {
 
     #[test]
     fn priority_then_arrival_then_time() {
-        let now = SystemTime::now();
+        let now = Instant::now();
         let mut backlog = Backlog::default();
         let [low, first, second, high] = [
             Priority::Low,
@@ -112,14 +131,14 @@ mod tests {
         for job in [&low, &second, &first, &high] {
             backlog.add(job.clone());
         }
-        backlog.postpone(first.clone(), now + Duration::from_secs(5));
+        backlog.postpone(first.clone(), Duration::from_secs(5));
         assert_eq!(backlog.len(), 4);
         let mut order = Vec::new();
         while let Some(job) = backlog.next(now) {
             order.push(job.job_id);
         }
         assert_eq!(order, [high.job_id, second.job_id, low.job_id]);
-        assert_eq!(backlog.next_due(), Some(now + Duration::from_secs(5)));
+        assert!(backlog.next_due().unwrap() >= now + Duration::from_secs(5));
         let later = now + Duration::from_secs(6);
         assert_eq!(
             backlog.next(later).map(|job| job.job_id),

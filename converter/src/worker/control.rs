@@ -98,6 +98,10 @@ impl Dispatcher {
 
     fn retry(&mut self, id: JobId) -> Result<()> {
         self.spool.retry(id)?;
+        self.enlist_retried(id)
+    }
+
+    fn enlist_retried(&mut self, id: JobId) -> Result<()> {
         if let Hold::Job(job) = self.spool.hold(id)? {
             self.backlog.add(Waiting::from(&*job));
         }
@@ -107,9 +111,16 @@ impl Dispatcher {
     /// One that cannot be retried does not keep the others from it.
     fn retry_all(&mut self) -> Result<()> {
         let mut refused = None;
-        for id in self.spool.failed()? {
-            if let Err(error) = self.retry(id) {
-                tracing::warn!(job_id = %id, "cannot be retried: {error}");
+        for path in self.spool.reports()? {
+            // There may be thousands of them.
+            self.board.pulse.keep();
+            let retried = match self.spool.retry_report(&path) {
+                Ok(Some(id)) => self.enlist_retried(id),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = retried {
+                tracing::warn!("{}: cannot be retried: {error}", path.display());
                 refused = Some(error);
             }
         }

@@ -4,22 +4,21 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use queue::arrival::watch::Hint;
-use queue::arrival::{Arrival, Arrivals};
+use queue::arrival::{Arrival, Arrivals, Terms};
 use queue::instance::Instance;
 use queue::job::JobId;
 use queue::job::record::DaemonState;
 use queue::recover::{self, Waiting};
-use queue::spool::{Drop, Fate, Hold, Job, Policy, Spool};
+use queue::spool::{Fate, Policy, Spool};
 
 use super::activity::{Activity, Command, lock};
 use super::backlog::Backlog;
 use super::board::Board;
-use super::log;
 use super::turn::{Outcome, Settings};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What the dispatcher is told.
 pub enum Message {
@@ -30,10 +29,6 @@ pub enum Message {
     Stop,
 }
 
-/// Claimed jobs that wait; beyond it, disks wait in the queue directory under their own names.
-const BACKLOG_MAX: usize = 512;
-/// Claims between two looks at the messages.
-const CLAIMS_AT_ONCE: usize = 16;
 /// How soon drops are looked at again while something moves, and while nothing does.
 const SETTLE_TICK: Duration = Duration::from_millis(100);
 const QUIET_TICK: Duration = Duration::from_secs(1);
@@ -59,9 +54,9 @@ pub struct Dispatcher {
     pub(super) bare_disks: VecDeque<(Instant, String, JobId)>,
     pub(super) instance: Instance,
     pub(super) settings: Arc<Settings>,
-    claimable: VecDeque<Arrival>,
+    pub(super) claimable: VecDeque<Arrival>,
     /// What was already said about drops that cannot be claimed.
-    complaints: HashMap<String, String>,
+    pub(super) complaints: HashMap<String, String>,
     pub(super) sender: Sender<Message>,
     receiver: Receiver<Message>,
     network: bool,
@@ -69,6 +64,9 @@ pub struct Dispatcher {
     pub(super) told_positions: Instant,
     last_hint: Instant,
     requests_due: bool,
+    /// Whether another converter's jobs were met in this queue, and when they were looked for.
+    pub(super) has_peers: bool,
+    pub(super) peers_looked_for: Instant,
 }
 
 impl Dispatcher {
@@ -80,17 +78,7 @@ impl Dispatcher {
         channel: (Sender<Message>, Receiver<Message>),
     ) -> Result<Self> {
         let network = queue::instance::is_network(&instance.directories.queue)?;
-        let settle = instance
-            .config
-            .settle_seconds
-            .unwrap_or(if network { 10 } else { 2 });
-        let arrivals = Arrivals::new(
-            spool.directories.clone(),
-            Duration::from_secs(settle),
-            Duration::from_secs(instance.config.incomplete_timeout),
-            network,
-            instance.config.source_roots.clone(),
-        );
+        let arrivals = Arrivals::new(spool.directories.clone(), terms(&instance, network));
         let settings = Arc::new(settings(&instance, host));
         let now = Instant::now();
         Ok(Self {
@@ -112,6 +100,8 @@ impl Dispatcher {
             told_positions: now,
             last_hint: now,
             requests_due: true,
+            has_peers: false,
+            peers_looked_for: now,
         })
     }
 
@@ -119,7 +109,12 @@ impl Dispatcher {
     pub fn look(&mut self) -> Result<()> {
         self.last_scan = Instant::now();
         let (backlog, active) = (&self.backlog, &self.active);
-        let known = |id| backlog.contains(id) || active.contains_key(&id);
+        let pulse = &self.board.pulse;
+        let known = |id| {
+            // A long queue takes a while; each step of it is a sign of life.
+            pulse.keep();
+            backlog.contains(id) || active.contains_key(&id)
+        };
         let swept = recover::sweep(&self.spool, &known)?;
         for (job, error) in swept.errors {
             let job_id = job.map(|id| id.to_string()).unwrap_or_default();
@@ -129,12 +124,15 @@ impl Dispatcher {
             tracing::info!(job_id = %id, "recovery: finished what an earlier process began");
         }
         for waiting in swept.waiting {
+            self.board.pulse.keep();
             self.enlist(waiting);
         }
         for path in self.arrivals.scan()? {
             let name = path.to_string_lossy().into_owned();
             self.complain(&name, "the file name is not UTF-8; rename the file");
         }
+        // A look at a slow network file system is not followed by the next at once.
+        self.last_scan = Instant::now();
         self.requests_due = true;
         self.show();
         Ok(())
@@ -203,8 +201,7 @@ impl Dispatcher {
         if let Some(due) = self.backlog.next_due()
             && self.has_slot()
         {
-            let now = SystemTime::now();
-            wait = wait.min(due.duration_since(now).unwrap_or_default());
+            wait = wait.min(due.saturating_duration_since(Instant::now()));
         }
         wait.min(PATIENCE / 4)
     }
@@ -245,94 +242,9 @@ impl Dispatcher {
         }
         self.spool.policy = Arc::new(Policy::of(&instance));
         self.settings = Arc::new(settings(&instance, &self.settings.host));
+        self.arrivals.set_terms(terms(&instance, self.network));
         self.instance = instance;
         tracing::info!("configuration reloaded; running jobs go on with the earlier one");
-    }
-
-    fn claim_some(&mut self) {
-        if self.arrivals.needs_scan()
-            && let Err(error) = self.arrivals.scan()
-        {
-            tracing::error!("the queue cannot be read: {}", error.to_line());
-        }
-        if self.claimable.is_empty() {
-            let room = BACKLOG_MAX.saturating_sub(self.backlog.len());
-            self.claimable
-                .extend(self.arrivals.ready(room.min(CLAIMS_AT_ONCE)));
-        }
-        for _ in 0..CLAIMS_AT_ONCE {
-            let Some(arrival) = self.claimable.pop_front() else {
-                break;
-            };
-            let (drop, refusal) = match arrival {
-                Arrival::Whole(drop) => (drop, None),
-                Arrival::Refused(drop, error) => (drop, Some(error)),
-            };
-            // Draining claims nothing more, except what the next of its name would overwrite.
-            if self.state == DaemonState::Draining && !is_fixed_name(&drop) {
-                continue;
-            }
-            if let Err(error) = self.claim(&drop, refusal) {
-                self.complain(
-                    &drop.name,
-                    &format!("cannot be claimed: {}", error.to_line()),
-                );
-                if let Err(error) = self.spool.complain(&drop, &error) {
-                    tracing::error!("{}: {error}", drop.name);
-                }
-            }
-        }
-        self.show();
-    }
-
-    fn claim(&mut self, drop: &Drop, refusal: Option<Error>) -> Result<()> {
-        let Some(id) = self.spool.claim(drop)? else {
-            return Ok(());
-        };
-        self.arrivals.forget(drop);
-        self.complaints.remove(&drop.name);
-        let vm_name = drop.vm_name.as_str();
-        tracing::info!(job_id = %id, vm_name, phase = "settle", "{vm_name}: claimed {}", drop.name);
-        let Hold::Job(mut job) = self.spool.hold(id)? else {
-            return Ok(());
-        };
-        let Some(error) = refusal else {
-            self.gather_early(&mut job);
-            self.backlog.add(Waiting::from(&*job));
-            return Ok(());
-        };
-        log::fail(&mut job, &error);
-        let fate = job.fail(&error)?;
-        self.count(&fate);
-        Ok(())
-    }
-
-    /// Adds a job that a sweep found; what it owns is kept from becoming jobs.
-    fn enlist(&mut self, waiting: Waiting) {
-        if waiting.bare_disk.is_none()
-            && let Ok(Hold::Job(mut job)) = self.spool.hold(waiting.job_id)
-        {
-            self.gather_early(&mut job);
-        }
-        self.backlog.add(waiting);
-    }
-
-    /// Brings together what is there of a job that has to wait for its turn.
-    fn gather_early(&mut self, job: &mut Job) {
-        if !job.is_bare_disk()
-            && let Err(error) = self.arrivals.gather(job)
-        {
-            // Its turn will say so in full.
-            tracing::debug!(job_id = %job.id(), "{error}");
-        }
-    }
-
-    /// Says something about a drop once, not at every scan.
-    fn complain(&mut self, name: &str, text: &str) {
-        if self.complaints.get(name).map(String::as_str) != Some(text) {
-            tracing::error!("{name}: {text}");
-            self.complaints.insert(name.to_owned(), text.to_owned());
-        }
     }
 
     pub(super) fn count(&self, fate: &Fate) {
@@ -346,7 +258,7 @@ impl Dispatcher {
     }
 
     pub(super) fn postpone(&mut self, waiting: Waiting) {
-        self.backlog.postpone(waiting, SystemTime::now() + POSTPONE);
+        self.backlog.postpone(waiting, POSTPONE);
     }
 
     /// Puts the dispatcher's view on the board.
@@ -375,8 +287,14 @@ impl Dispatcher {
     }
 }
 
-fn is_fixed_name(drop: &Drop) -> bool {
-    queue::job::manifest::FIXED_NAMES.contains(&drop.name.as_str())
+fn terms(instance: &Instance, network: bool) -> Terms {
+    let settle = instance.config.settle_seconds;
+    Terms {
+        settle: Duration::from_secs(settle.unwrap_or(if network { 10 } else { 2 })),
+        incomplete_timeout: Duration::from_secs(instance.config.incomplete_timeout),
+        network,
+        source_roots: instance.config.source_roots.clone(),
+    }
 }
 
 fn settings(instance: &Instance, host: &str) -> Settings {

@@ -15,6 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Whose positions are told: a long queue's end moves too slowly for anyone to watch.
 const POSITIONS: usize = 32;
+/// How soon a job is tried again when the queue itself could not be written.
+const AFTER_TROUBLE: Duration = Duration::from_secs(5);
 const POSITIONS_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Dispatcher {
@@ -25,8 +27,9 @@ impl Dispatcher {
     }
 
     pub(super) fn start_some(&mut self) {
-        let now = SystemTime::now();
+        let now = Instant::now();
         while self.has_slot() {
+            self.board.pulse.keep();
             let Some(waiting) = self.backlog.next(now) else {
                 break;
             };
@@ -55,6 +58,7 @@ impl Dispatcher {
     fn start(&mut self, waiting: &Waiting) -> Result<()> {
         // Busy: another converter works on it. Over: it was finished meanwhile.
         let Hold::Job(mut job) = self.spool.hold(waiting.job_id)? else {
+            self.arrivals.release(waiting.job_id);
             return Ok(());
         };
         if job
@@ -146,10 +150,11 @@ impl Dispatcher {
         self.show();
     }
 
-    /// A turn that ended without ending its job: look at it in a while.
-    fn hold_again(&mut self, id: JobId) {
+    /// A turn that ended without ending its job: look at it in a while, not at once, since what
+    /// was wrong with the queue (a full disk, for one) is wrong for a while.
+    pub(super) fn hold_again(&mut self, id: JobId) {
         match self.spool.hold(id) {
-            Ok(Hold::Job(job)) => self.backlog.add(Waiting::from(&*job)),
+            Ok(Hold::Job(job)) => self.backlog.postpone(Waiting::from(&*job), AFTER_TROUBLE),
             Ok(Hold::Busy | Hold::Over) => {}
             Err(error) => tracing::warn!(job_id = %id, "{error}; it is tried again"),
         }

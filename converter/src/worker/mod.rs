@@ -7,6 +7,7 @@ mod activity;
 mod adopt;
 mod backlog;
 mod board;
+mod claims;
 mod control;
 mod dispatch;
 mod launch;

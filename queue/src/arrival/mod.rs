@@ -5,12 +5,19 @@
 //! complete. An owner (descriptor, OVF, manifest) speaks for its pieces.
 pub mod candidate;
 mod drops;
+mod elsewhere;
+mod examine;
+mod gather;
 pub mod pieces;
 mod settle;
+#[cfg(test)]
+mod tests;
+mod texts;
 mod tracker;
 pub mod watch;
 pub mod whole;
 pub mod xml;
 
 pub use drops::Arrival;
-pub use tracker::{Arrivals, Gathered};
+pub use gather::Gathered;
+pub use tracker::{ADOPTION_GRACE, Arrivals, Terms};

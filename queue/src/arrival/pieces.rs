@@ -40,11 +40,20 @@ pub struct Scope<'a> {
 impl Scope<'_> {
     /// The pieces of `owner`, a plain path relative to the base.
     pub fn pieces(&self, owner: &str) -> Result<Pieces> {
-        let mut pieces = self.direct(owner)?;
+        self.pieces_by(owner, &mut |name| self.direct(name))
+    }
+
+    /// The same; `direct` tells what one file's text says.
+    pub(super) fn pieces_by(
+        &self,
+        owner: &str,
+        direct: &mut dyn FnMut(&str) -> Result<Pieces>,
+    ) -> Result<Pieces> {
+        let mut pieces = direct(owner)?;
         // A manifest's or OVF's disk may itself be a descriptor with extents.
         for name in pieces.names.clone() {
             let is_vmdk = name.to_ascii_lowercase().ends_with(".vmdk");
-            if is_vmdk && let Ok(below) = self.direct(&name) {
+            if is_vmdk && let Ok(below) = direct(&name) {
                 pieces.names.extend(below.names);
             }
         }
@@ -55,7 +64,8 @@ impl Scope<'_> {
         Ok(pieces)
     }
 
-    fn direct(&self, owner: &str) -> Result<Pieces> {
+    /// What the text of `owner` itself says.
+    pub(super) fn direct(&self, owner: &str) -> Result<Pieces> {
         let path = self.base.join(owner);
         match candidate::classify(owner) {
             Some(candidate::Class::Manifest) => {
@@ -66,8 +76,36 @@ impl Scope<'_> {
             Some(candidate::Class::Disk) if is_descriptor_file(&path) => {
                 Ok(self.of_descriptor(owner, &read(&path, MAX_TEXT_BYTES)?))
             }
-            _ => Ok(Pieces::default()),
+            Some(candidate::Class::Disk) => Ok(self.of_ova(owner, &path).unwrap_or_default()),
+            None => Ok(Pieces::default()),
         }
+    }
+
+    /// An OVA owns nothing outside itself; its OVF, which comes first (DSP0243, 5.3), names the VM.
+    fn of_ova(&self, owner: &str, path: &Path) -> Option<Pieces> {
+        let mut file = open(path).ok()?;
+        let mut header = [0; 512];
+        file.read_exact(&mut header).ok()?;
+        let text = |range| {
+            let field: &[u8] = header.get(range)?;
+            let field = field.split(|byte| *byte == 0).next()?;
+            std::str::from_utf8(field).ok().map(str::trim)
+        };
+        let is_ovf = text(0..100)?.to_ascii_lowercase().ends_with(".ovf");
+        if text(257..262)? != "ustar" || !is_ovf {
+            return None;
+        }
+        let size_bytes = u64::from_str_radix(text(124..136)?, 8).ok()?;
+        if size_bytes > MAX_TEXT_BYTES {
+            return None;
+        }
+        let mut descriptor = Vec::new();
+        file.take(size_bytes).read_to_end(&mut descriptor).ok()?;
+        let described = self.of_ovf(owner, &descriptor).ok()?;
+        Some(Pieces {
+            vm_name: described.vm_name,
+            ..Pieces::default()
+        })
     }
 
     fn of_manifest(&self, owner: &str, manifest: &Manifest) -> Pieces {
@@ -185,6 +223,14 @@ impl Scope<'_> {
     }
 }
 
+/// The VM that a manifest speaks of which is otherwise wrong: whoever wrote it polls for that name.
+pub(super) fn name_in_manifest(path: &Path) -> Option<String> {
+    let bytes = read(path, manifest::MAX_BYTES).ok()?;
+    let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    let name = value.pointer("/source/vm_name")?;
+    name.as_str().map(str::to_owned)
+}
+
 fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
     let volume = crate::durable::HostVolume;
     crate::durable::Volume::read(&volume, path, limit_bytes)?.ok_or_else(|| {
@@ -261,6 +307,17 @@ mod tests {
         let pieces = scope.pieces("m.json").unwrap();
         assert_eq!(pieces.names, ["sub/b.raw", "vm-flat.vmdk", "vm.vmdk"]);
         assert_eq!(pieces.place.as_deref(), Some("site-a"));
+
+        let mut ova = vec![0; 512];
+        let xml = std::fs::read(queue.join("a.ovf")).unwrap();
+        ova[..5].copy_from_slice(b"a.ovf");
+        ova[124..136].copy_from_slice(format!("{:011o} ", xml.len()).as_bytes());
+        ova[257..262].copy_from_slice(b"ustar");
+        ova.extend(&xml);
+        std::fs::write(queue.join("a.ova"), ova).unwrap();
+        let pieces = scope.pieces("a.ova").unwrap();
+        assert_eq!(pieces.vm_name.as_deref(), Some("App"));
+        assert!(pieces.names.is_empty() && pieces.optional.is_empty());
 
         let bomb = "<!DOCTYPE a [<!ENTITY b \"c\">]><a>&b;</a>";
         std::fs::write(queue.join("bomb.ovf"), bomb).unwrap();

@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-/// What changes whenever a file is written: size, mtime, ctime.
-type Mark = (u64, i64, i64, i64, i64);
+/// What changes whenever a file is written or another takes its place: inode, size, mtime, ctime.
+pub(super) type Mark = (u64, u64, i64, i64, i64, i64);
 
 #[derive(Debug)]
 struct Seen {
@@ -30,6 +30,10 @@ impl Stillness {
             settle,
             network,
         }
+    }
+
+    pub fn set_settle(&mut self, settle: Duration) {
+        self.settle = settle;
     }
 
     /// The path was renamed in: what it is now, it is whole.
@@ -62,8 +66,8 @@ impl Stillness {
         };
         let changed = SystemTime::UNIX_EPOCH
             + Duration::new(
-                u64::try_from(seen.mark.3).unwrap_or(0),
-                u32::try_from(seen.mark.4).unwrap_or(0),
+                u64::try_from(seen.mark.4).unwrap_or(0),
+                u32::try_from(seen.mark.5).unwrap_or(0),
             );
         let by_clock = !network
             && SystemTime::now()
@@ -72,10 +76,22 @@ impl Stillness {
         seen.moved_in || seen.since.elapsed() >= settle || by_clock
     }
 
-    /// How long the path has not changed while we looked.
-    pub fn unchanged_for(&mut self, path: &Path) -> Duration {
-        self.look(path)
-            .map_or(Duration::ZERO, |seen| seen.since.elapsed())
+    /// How long the path has not changed while we looked; `None` if nothing is there.
+    pub fn unchanged_for(&mut self, path: &Path) -> Option<Duration> {
+        self.look(path).map(|seen| seen.since.elapsed())
+    }
+
+    /// Forgets all but what `is_wanted`: nothing is remembered of what left the queue.
+    pub fn retain(&mut self, is_wanted: impl Fn(&Path) -> bool) {
+        self.seen.retain(|path, _| is_wanted(path));
+    }
+
+    /// Makes everything that was seen older.
+    #[cfg(test)]
+    pub fn age(&mut self, by: Duration) {
+        for seen in self.seen.values_mut() {
+            seen.since = seen.since.checked_sub(by).unwrap();
+        }
     }
 
     fn look(&mut self, path: &Path) -> Option<&Seen> {
@@ -103,8 +119,9 @@ impl Stillness {
     }
 }
 
-fn mark(metadata: &std::fs::Metadata) -> Mark {
+pub(super) fn mark(metadata: &std::fs::Metadata) -> Mark {
     (
+        metadata.ino(),
         metadata.size(),
         metadata.mtime(),
         metadata.mtime_nsec(),

@@ -6,75 +6,72 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::arrival::candidate::{self, Class};
-use crate::arrival::drops::{Arrival, arrival, directory_owner, lone};
-use crate::arrival::pieces::{self, Pieces, Scope};
+use crate::arrival::drops::Arrival;
+use crate::arrival::examine::Verdict;
+use crate::arrival::gather::Wanted;
+use crate::arrival::pieces::{Pieces, Scope};
 use crate::arrival::settle::Stillness;
-use crate::arrival::whole;
-use crate::error::{Error, ErrorKind, Result};
+use crate::arrival::texts::Texts;
+use crate::error::{Error, Result};
 use crate::instance::Directories;
 use crate::job::JobId;
-use crate::spool::{Drop, DropKind, Job};
+use crate::spool::Drop;
 
-/// Whether a claimed job has all its pieces.
-#[derive(Debug)]
-pub enum Gathered {
-    Whole,
-    /// These are not there yet, or not whole; `overdue` if waiting longer makes no sense.
-    Missing {
-        names: Vec<String>,
-        overdue: bool,
-    },
-}
-
-enum Verdict {
-    Ready(Arrival),
-    Wait,
-    /// Not a drop, or somebody else's piece.
-    Ignore,
-}
-
+/// How long an owner waits for a disk of the queue before one that was taken alone, under the same
+/// name, is thought to be meant: a new one that is being delivered shows itself sooner.
+pub const ADOPTION_GRACE: Duration = Duration::from_secs(15);
 /// The most disks that are looked at together.
-const PENDING_MAX: usize = 2048;
+pub(super) const PENDING_MAX: usize = 2048;
 
 /// Manifests, and what may be a job directory.
 fn is_urgent(name: &str) -> bool {
     !matches!(candidate::classify(name), Some(Class::Disk | Class::Ovf))
 }
 
+/// How arrival judges, as the configuration says it.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    pub settle: Duration,
+    pub incomplete_timeout: Duration,
+    /// Whether other hosts write to the queue's file system.
+    pub network: bool,
+    /// Where files outside the queue may lie that a job waits for.
+    pub source_roots: Vec<PathBuf>,
+}
+
 /// Everything in the queue directory that is not claimed yet.
 pub struct Arrivals {
-    directories: Arc<Directories>,
+    pub(super) directories: Arc<Directories>,
     /// Names and the order of their arrival.
-    pending: HashMap<String, u64>,
+    pub(super) pending: HashMap<String, u64>,
     arrived: u64,
     /// Names that were seen and not taken up, because enough others wait.
     beyond: usize,
     /// What claimed jobs still wait for: never a drop of its own.
-    wanted: HashMap<JobId, Vec<String>>,
-    stillness: Stillness,
-    incomplete_timeout: Duration,
-    /// Where files outside the queue may lie that a job waits for.
-    source_roots: Vec<PathBuf>,
+    pub(super) wanted: HashMap<JobId, Wanted>,
+    pub(super) stillness: Stillness,
+    pub(super) texts: Texts,
+    pub(super) terms: Terms,
 }
 
 impl Arrivals {
-    pub fn new(
-        directories: Arc<Directories>,
-        settle: Duration,
-        incomplete_timeout: Duration,
-        network: bool,
-        source_roots: Vec<PathBuf>,
-    ) -> Self {
+    pub fn new(directories: Arc<Directories>, terms: Terms) -> Self {
         Self {
             directories,
             pending: HashMap::new(),
             arrived: 0,
             beyond: 0,
             wanted: HashMap::new(),
-            stillness: Stillness::new(settle, network),
-            incomplete_timeout,
-            source_roots,
+            stillness: Stillness::new(terms.settle, terms.network),
+            texts: Texts::default(),
+            terms,
         }
+    }
+
+    /// Judges by other terms from now on; what was seen stays seen.
+    pub fn set_terms(&mut self, terms: Terms) {
+        self.stillness.set_settle(terms.settle);
+        self.terms = terms;
     }
 
     /// A name was renamed in: whole at once.
@@ -129,7 +126,22 @@ impl Arrivals {
         for (_, name) in names {
             self.touched(&name);
         }
+        self.prune();
         Ok(unreadable)
+    }
+
+    /// Forgets what was seen of files that are no longer in the queue directory.
+    fn prune(&mut self) {
+        let (queue, pending) = (&self.directories.queue, &self.pending);
+        self.stillness
+            .retain(|path| match path.strip_prefix(queue).map(Path::iter) {
+                Ok(mut parts) => parts
+                    .next()
+                    .and_then(|top| top.to_str())
+                    .is_some_and(|top| pending.contains_key(top)),
+                Err(_) => true,
+            });
+        self.texts.prune();
     }
 
     /// How many names wait to become whole and to be claimed.
@@ -154,7 +166,7 @@ impl Arrivals {
         names.retain(|name| limit > 0 || is_urgent(name));
         names.sort_unstable_by_key(|name| self.pending.get(name).copied());
         let mut owned = self.owned_by_owners(&names);
-        owned.extend(self.wanted.values().flatten().cloned());
+        owned.extend(self.wanted.values().flat_map(|w| &w.names).cloned());
         let moving = self.families_in_motion(&names);
         let mut ready = Vec::new();
         let mut others = 0;
@@ -163,153 +175,12 @@ impl Arrivals {
             if owned.contains(&name) || (is_other && others >= limit) {
                 continue;
             }
-            match self.examine(&name, &moving) {
-                Verdict::Wait => {}
-                Verdict::Ignore => {
-                    self.pending.remove(&name);
-                }
-                Verdict::Ready(arrival) => {
-                    self.pending.remove(&name);
-                    others += usize::from(is_other);
-                    ready.push(arrival);
-                }
+            if let Some(arrival) = self.verdict(&name, &moving) {
+                others += usize::from(is_other);
+                ready.push(arrival);
             }
         }
         ready
-    }
-
-    /// The job is begun or over: nothing is kept for it any more.
-    pub fn release(&mut self, job: JobId) {
-        self.wanted.remove(&job);
-    }
-
-    /// The drop was claimed or is gone: forget what was seen of its files.
-    pub fn forget(&mut self, drop: &Drop) {
-        for name in drop.owned.iter().chain([&drop.name, &drop.owner]) {
-            let path = self.path(name);
-            self.stillness.forget(&path);
-            self.pending.remove(name);
-        }
-    }
-
-    /// Brings a claimed job's pieces together; those in the queue directory are taken when whole.
-    pub fn gather(&mut self, job: &mut Job) -> Result<Gathered> {
-        let source = job.source_dir();
-        let owner = job.memory.owner.clone();
-        self.wanted.remove(&job.id());
-        let pieces = self.scope(&source).pieces(&owner)?;
-        let mut missing = Vec::new();
-        for name in pieces.names.iter().chain(&pieces.optional) {
-            // What lies in `source/` was whole when it was taken.
-            if std::fs::symlink_metadata(source.join(name)).is_ok() {
-                continue;
-            }
-            let there = self.path(name);
-            if self.is_whole_file(&there) && job.take(name)? {
-                self.stillness.forget(&there);
-                self.pending.remove(name);
-            } else if !pieces.optional.contains(name) {
-                missing.push(name.clone());
-            }
-        }
-        for path in &pieces.outside {
-            let is_ours = self.source_roots.iter().any(|root| path.starts_with(root));
-            if is_ours && !self.is_whole_file(path) {
-                missing.push(path.to_string_lossy().into_owned());
-            }
-        }
-        if missing.is_empty() {
-            return Ok(Gathered::Whole);
-        }
-        self.wanted.insert(job.id(), missing.clone());
-        let growing = missing.iter().any(|name| self.is_growing(name));
-        let overdue = !growing && job.age() >= self.incomplete_timeout;
-        Ok(Gathered::Missing {
-            names: missing,
-            overdue,
-        })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directories.queue.join(name)
-    }
-
-    fn scope<'a>(&'a self, base: &'a Path) -> Scope<'a> {
-        Scope {
-            base,
-            queue: &self.directories.queue,
-            output: &self.directories.output,
-        }
-    }
-
-    fn pieces(&self, owner: &str) -> Result<Pieces> {
-        self.scope(&self.directories.queue).pieces(owner)
-    }
-
-    /// What the owners among the pending names own: never a drop of its own.
-    fn owned_by_owners(&self, names: &[String]) -> BTreeSet<String> {
-        let mut owned = BTreeSet::new();
-        for name in names {
-            let is_owner = !matches!(candidate::classify(name), None | Some(Class::Disk))
-                || name.to_ascii_lowercase().ends_with(".vmdk");
-            if is_owner && let Ok(pieces) = self.pieces(name) {
-                owned.extend(pieces.names);
-            }
-        }
-        owned
-    }
-
-    fn examine(&mut self, name: &str, moving: &BTreeSet<String>) -> Verdict {
-        if candidate::is_ignored(name) {
-            return Verdict::Ignore;
-        }
-        let path = self.path(name);
-        let Ok(metadata) = std::fs::symlink_metadata(&path) else {
-            self.stillness.forget(&path);
-            return Verdict::Ignore;
-        };
-        if metadata.is_dir() {
-            return self.examine_directory(name);
-        }
-        let Some(class) = candidate::classify(name) else {
-            return Verdict::Ignore;
-        };
-        if !metadata.is_file() {
-            let error = Error::invalid(format!("{name} is not a regular file"))
-                .with_remedy("links, devices and pipes are never followed: copy the disk itself");
-            return Verdict::Ready(Arrival::Refused(lone(name, DropKind::Disk), error));
-        }
-        match class {
-            Class::Manifest => self.examine_manifest(name),
-            Class::Ovf => self.examine_owner(name, DropKind::Ovf),
-            Class::Disk => self.examine_disk(name, moving),
-        }
-    }
-
-    /// Claimed at once when it parses: the next one may come under the same name.
-    fn examine_manifest(&mut self, name: &str) -> Verdict {
-        let path = self.path(name);
-        if whole::is_open_for_writing(&path) || !whole::is_complete_json(&path) {
-            return self.wait_or_refuse(name, DropKind::Manifest, "is not complete JSON");
-        }
-        if !whole::looks_like_manifest(&path) {
-            return Verdict::Ignore;
-        }
-        let described = self.pieces(name);
-        Verdict::Ready(arrival(name, name, DropKind::Manifest, described, false))
-    }
-
-    fn examine_disk(&mut self, name: &str, moving: &BTreeSet<String>) -> Verdict {
-        let path = self.path(name);
-        let head = pieces::head(&path, candidate::HEAD_BYTES).unwrap_or_default();
-        if candidate::is_extent(name, &head) {
-            let why = "is an extent that no descriptor here names";
-            return self.wait_or_refuse(name, DropKind::Disk, why);
-        }
-        if moving.contains(candidate::family(name)) && !self.stillness.is_moved_in(&path) {
-            return Verdict::Wait;
-        }
-        self.examine_owner(name, DropKind::Disk)
     }
 
     /// The families of what is still being written: a disk waits while something of its VM is in
@@ -325,152 +196,75 @@ impl Arrivals {
         families
     }
 
-    /// A file that may own others: whole when it and all it names are.
-    fn examine_owner(&mut self, name: &str, kind: DropKind) -> Verdict {
-        let path = self.path(name);
-        if !self.is_whole_file(&path) {
-            return self.wait_or_refuse(name, kind, "is not complete: it ends too early");
+    /// Looks once more at a drop that was ready a while ago: it may have been overwritten since.
+    pub fn again(&mut self, name: &str) -> Option<Arrival> {
+        self.pending.entry(name.to_owned()).or_insert(self.arrived);
+        let is_wanted = |wanted: &Wanted| wanted.names.iter().any(|known| known == name);
+        if self.wanted.values().any(is_wanted) {
+            return None;
         }
-        let described = match self.pieces(name) {
-            Ok(described) => described,
-            Err(error) => return Verdict::Ready(Arrival::Refused(lone(name, kind), error)),
-        };
-        if kind == DropKind::Ovf {
-            // Its disks may have come long before, and be jobs of their own: the claimed job
-            // gathers them, wherever they are.
-            return Verdict::Ready(arrival(name, name, kind, Ok(described), false));
-        }
-        let missing: Vec<&String> = described
-            .names
-            .iter()
-            .filter(|name| !self.is_there(name))
-            .collect();
-        if !missing.is_empty() {
-            let why = format!("names {:?}, which is not there", missing.first());
-            let why = why.replace("Some(", "").replace(')', "");
-            return self.wait_or_refuse(name, kind, &why);
-        }
-        for piece in described.names.clone() {
-            let piece = self.path(&piece);
-            if !self.is_whole_file(&piece) {
-                let why = format!("names {}, which is not complete", piece.display());
-                return self.wait_or_refuse(name, kind, &why);
+        self.verdict(name, &BTreeSet::new())
+    }
+
+    /// Whether something of this name was seen and not yet claimed.
+    pub fn is_pending(&self, name: &str) -> bool {
+        self.pending.contains_key(name)
+    }
+
+    fn verdict(&mut self, name: &str, moving: &BTreeSet<String>) -> Option<Arrival> {
+        match self.examine(name, moving) {
+            Verdict::Wait => None,
+            Verdict::Ignore => {
+                self.pending.remove(name);
+                None
+            }
+            Verdict::Ready(arrival) => {
+                self.pending.remove(name);
+                Some(arrival)
             }
         }
-        Verdict::Ready(arrival(name, name, kind, Ok(described), true))
     }
 
-    fn examine_directory(&mut self, name: &str) -> Verdict {
-        let path = self.path(name);
-        let moved_in = self.stillness.is_moved_in(&path);
-        let Some(owner) = directory_owner(&path) else {
-            return self.wait_or_refuse(name, DropKind::Directory, "holds no manifest.json");
-        };
-        let owner = format!("{name}/{owner}");
-        if !moved_in && !self.is_tree_still(&path) {
-            return Verdict::Wait;
+    /// The drop was claimed or is gone: forget what was seen of its files.
+    pub fn forget(&mut self, drop: &Drop) {
+        for name in drop.owned.iter().chain([&drop.name, &drop.owner]) {
+            let path = self.path(name);
+            self.stillness.forget(&path);
+            self.pending.remove(name);
         }
-        let described = self.pieces(&owner);
-        if !moved_in && let Ok(pieces) = &described {
-            for piece in &pieces.names {
-                let piece = self.path(piece);
-                if !self.is_whole_file(&piece) {
-                    let why = format!("misses {}", piece.display());
-                    return self.wait_or_refuse(name, DropKind::Directory, &why);
-                }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directories.queue.join(name)
+    }
+
+    pub(super) fn pieces(&mut self, owner: &str) -> Result<Pieces> {
+        let directories = self.directories.clone();
+        self.texts
+            .pieces(&scope(&directories, &directories.queue), owner)
+    }
+
+    /// What the owners among the pending names own: never a drop of its own.
+    fn owned_by_owners(&mut self, names: &[String]) -> BTreeSet<String> {
+        let directories = self.directories.clone();
+        let scope = scope(&directories, &directories.queue);
+        let mut owned = BTreeSet::new();
+        for name in names {
+            let is_owner = !matches!(candidate::classify(name), None | Some(Class::Disk))
+                || name.to_ascii_lowercase().ends_with(".vmdk");
+            if is_owner && let Some(pieces) = self.texts.pieces_if_sound(&scope, name) {
+                owned.extend(pieces.names);
             }
         }
-        Verdict::Ready(arrival(name, &owner, DropKind::Directory, described, false))
-    }
-
-    /// Whether a file is there and has changed within the incomplete timeout.
-    fn is_growing(&mut self, name: &str) -> bool {
-        let path = self.path(name);
-        self.is_there(name) && self.stillness.unchanged_for(&path) < self.incomplete_timeout
-    }
-
-    fn is_there(&self, name: &str) -> bool {
-        std::fs::symlink_metadata(self.path(name)).is_ok()
-    }
-
-    /// Whether a file is whole: nobody writes it, it is still, and its structure is complete.
-    fn is_whole_file(&mut self, path: &Path) -> bool {
-        self.stillness.is_still(path)
-            && (self.stillness.is_moved_in(path)
-                || (!whole::is_open_for_writing(path) && whole::is_complete(path).unwrap_or(false)))
-    }
-
-    fn is_tree_still(&mut self, dir: &Path) -> bool {
-        if !self.stillness.is_still(dir) {
-            return false;
-        }
-        let Ok(entries) = std::fs::read_dir(dir) else {
-            return false;
-        };
-        entries.flatten().take(4096).all(|entry| {
-            let path = entry.path();
-            self.stillness.is_still(&path) && !whole::is_open_for_writing(&path)
-        })
-    }
-
-    /// Not whole: wait, but not longer than the incomplete timeout since the last change.
-    fn wait_or_refuse(&mut self, name: &str, kind: DropKind, why: &str) -> Verdict {
-        let path = self.path(name);
-        if self.stillness.unchanged_for(&path) < self.incomplete_timeout {
-            return Verdict::Wait;
-        }
-        let error = Error::new(ErrorKind::Corrupt, format!("{name} {why}"))
-            .with_remedy("copy it again, under a name ending in .part until it is whole");
-        Verdict::Ready(Arrival::Refused(lone(name, kind), error))
+        owned
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_queue_is_taken_up_by_degrees_and_urgent_drops_at_once() {
-        let top = tempfile::tempdir().unwrap();
-        let queue = top.path().join("queue");
-        std::fs::create_dir(&queue).unwrap();
-        let directories = Arc::new(Directories {
-            queue: queue.clone(),
-            output: top.path().join("output"),
-            work: top.path().join("work"),
-        });
-        let mut arrivals = Arrivals::new(
-            directories,
-            Duration::ZERO,
-            Duration::MAX,
-            false,
-            Vec::new(),
-        );
-        let count = PENDING_MAX + 100;
-        for number in 0..count {
-            std::fs::write(queue.join(format!("vm-{number}.raw")), [1; 512]).unwrap();
-        }
-        let manifest = r#"{"manifest_version": "1.0", "disks": [
-            {"id": "a", "source_format": "raw", "bytes": 0, "local_path": "a.raw"}]}"#;
-        std::fs::write(queue.join("z.json"), manifest).unwrap();
-        arrivals.scan().unwrap();
-        let mut claimed = BTreeSet::new();
-        assert!(arrivals.beyond() >= 100 && !arrivals.needs_scan());
-        while claimed.len() <= count {
-            if arrivals.needs_scan() {
-                arrivals.scan().unwrap();
-            }
-            let ready = arrivals.ready(64);
-            assert!(!ready.is_empty() && ready.len() <= 65);
-            for arrival in ready {
-                let Arrival::Whole(drop) = arrival else {
-                    panic!("{arrival:?}")
-                };
-                assert!(drop.name != "z.json" || claimed.len() <= 64);
-                std::fs::remove_file(queue.join(&drop.name)).unwrap();
-                assert!(claimed.insert(drop.name));
-            }
-        }
-        assert!(arrivals.ready(64).is_empty());
+/// Where the names in an owner's text are resolved that lies beneath `base`.
+pub(super) fn scope<'a>(directories: &'a Directories, base: &'a Path) -> Scope<'a> {
+    Scope {
+        base,
+        queue: &directories.queue,
+        output: &directories.output,
     }
 }

@@ -85,6 +85,8 @@ pub fn is_open_for_writing(path: &Path) -> bool {
     };
     // The lease goes with the descriptor, at once.
     try_lease(&file) == Err(nix::errno::Errno::EAGAIN)
+        // NFSv4 without a delegation and CIFS without an oplock refuse every lease with EAGAIN.
+        && !crate::instance::is_network_file(&file)
 }
 
 /// A writer that comes while the lease is held breaks it by a signal: SIGURG, which is ignored

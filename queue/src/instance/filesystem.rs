@@ -1,8 +1,9 @@
 //! What the file systems beneath an instance's directories are: their free space, and whether
 //! other hosts write to them.
+use std::fs::File;
 use std::path::Path;
 
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{FsType, fstatfs, statfs};
 use nix::sys::statvfs::statvfs;
 
 use crate::error::{Error, Result};
@@ -14,8 +15,18 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
 }
 
 /// Whether `path` lies on a file system that other hosts write to, so that inotify misses events.
-/// Magic numbers from statfs(2) and linux/magic.h.
 pub fn is_network(path: &Path) -> Result<bool> {
+    let stat = statfs(path).map_err(|errno| Error::io("statfs", path, errno.into()))?;
+    Ok(is_remote(stat.filesystem_type()))
+}
+
+/// The same of an open file; `false` if it cannot be told.
+pub fn is_network_file(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|stat| is_remote(stat.filesystem_type()))
+}
+
+/// Magic numbers from statfs(2) and linux/magic.h.
+fn is_remote(kind: FsType) -> bool {
     const REMOTE: [i64; 10] = [
         0x6969,      // NFS
         0x517b,      // SMB
@@ -28,6 +39,5 @@ pub fn is_network(path: &Path) -> Result<bool> {
         0x0116_1970, // GFS2
         0x0bd0_0bd0, // Lustre
     ];
-    let stat = statfs(path).map_err(|errno| Error::io("statfs", path, errno.into()))?;
-    Ok(REMOTE.contains(&(stat.filesystem_type().0 as i64)))
+    REMOTE.contains(&kind.0)
 }

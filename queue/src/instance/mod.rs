@@ -5,7 +5,7 @@ mod filesystem;
 use std::path::{Path, PathBuf};
 
 pub use config::{Archive, Compress, Config, GuestFix, OnConflict};
-pub use filesystem::{free_bytes, is_network};
+pub use filesystem::{free_bytes, is_network, is_network_file};
 
 use crate::error::{Error, Result};
 

@@ -14,8 +14,33 @@ pub const MAX_BYTES: usize = 200;
 
 /// A VM's name in its encoded form, safe as one path component.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String", into = "String")]
 pub struct VmName(String);
+
+/// What was encoded before, whoever wrote it down.
+impl TryFrom<String> for VmName {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ' | '%' | '~');
+        if text.is_empty()
+            || text.len() > MAX_BYTES
+            || text.starts_with(['.', ' '])
+            || !text.chars().all(plain)
+        {
+            return Err(Error::invalid(format!(
+                "{text:?} is not an encoded VM name"
+            )));
+        }
+        Ok(Self(text))
+    }
+}
+
+impl From<VmName> for String {
+    fn from(name: VmName) -> Self {
+        name.0
+    }
+}
 
 impl VmName {
     /// Encodes any text; fails only on an empty or blank one.
@@ -99,6 +124,16 @@ mod tests {
         assert_ne!(long, VmName::new(&"é".repeat(301)).unwrap());
     }
 
+    #[test]
+    fn only_encoded_names_are_read_back() {
+        for bad in ["", "..", "../x", "a/b", ".x", " x", "a\\u0000"] {
+            assert!(
+                serde_json::from_str::<VmName>(&format!("\"{bad}\"")).is_err(),
+                "{bad}"
+            );
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn every_name_is_one_safe_component(text in ".*") {
@@ -107,6 +142,8 @@ mod tests {
                 assert_eq!(path.components().count(), 1);
                 assert_eq!(path.file_name().unwrap(), name.as_str());
                 assert!(!name.as_str().starts_with('.') && name.as_str().len() <= MAX_BYTES);
+                let told = serde_json::to_string(&name).unwrap();
+                assert_eq!(serde_json::from_str::<VmName>(&told).unwrap(), name);
             }
         }
     }

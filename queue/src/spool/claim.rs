@@ -49,6 +49,8 @@ impl Spool {
             return Ok(None);
         }
         self.take_owned(&memory)?;
+        // In this order: an earlier job that ends meanwhile sees the note, or this sees its link.
+        self.note_latest(&memory)?;
         self.retire(&memory)?;
         let mut record = self.fresh_record(&memory);
         self.save_record(&mut record, true)?;
@@ -150,7 +152,7 @@ impl Spool {
 
     fn move_piece(&self, take: &Take, from: &Path, source: &Path) -> Result<bool> {
         let volume = &*self.volume;
-        if volume.stat(from)?.is_none() {
+        if volume.stat(from)?.is_none() || !self.is_beneath_queue(&take.from)? {
             return Ok(false);
         }
         let mut above = source.to_path_buf();
@@ -168,6 +170,19 @@ impl Spool {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the directories between the queue and a piece are ones, not links to elsewhere.
+    fn is_beneath_queue(&self, piece: &str) -> Result<bool> {
+        let mut dir = self.directories.queue.clone();
+        for part in durable::parent(Path::new(piece)).iter() {
+            dir.push(part);
+            let stat = self.volume.stat(&dir)?;
+            if stat.is_none_or(|stat| stat.kind != EntryKind::Directory) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Removes a job's directory into which nothing was taken. What somebody did put into its
@@ -202,14 +217,14 @@ impl Spool {
         self.abandon(job)
     }
 
-    /// Tells of a drop that cannot be claimed; the drop stays where it is.
+    /// Tells of a drop that cannot be claimed; the drop stays where it is. One that is gone was
+    /// claimed after all: its job tells what becomes of it.
     pub fn complain(&self, drop: &Drop, error: &crate::error::Error) -> Result<()> {
         if self
             .volume
-            .stat(&self.directories.queue.join(&drop.name))?
+            .stat(&self.directories.queue.join(top(drop)))?
             .is_none()
         {
-            // Somebody has it: its end is theirs to tell.
             return Ok(());
         }
         let place = self.ensure_place(&drop.place)?;

@@ -8,6 +8,9 @@ use super::memory::{self, Memory, Stage, Take};
 use crate::durable::{self, EntryKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{Failure, JobState, record};
+use crate::roots::is_plain;
+
+const MAX_DELAY_SECONDS: f64 = 7.0 * 86_400.0;
 
 /// What became of a job that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,16 @@ pub(super) struct ErrorReport {
     pub job: Memory,
 }
 
+impl ErrorReport {
+    /// Whether all that it names lies in `.errors/` and goes into `source/`.
+    pub fn is_sound(&self) -> bool {
+        let inside = |take: &Take| {
+            is_plain(&take.from) && is_plain(&take.to) && take.from.starts_with(".errors/")
+        };
+        self.archived.iter().all(inside) && self.job.check().is_ok()
+    }
+}
+
 impl Job {
     /// Ends an attempt that failed. The error's kind is the fate: see `ErrorKind::is_transient`.
     pub fn fail(mut self, error: &Error) -> Result<Fate> {
@@ -43,8 +56,9 @@ impl Job {
             let factor = retry
                 .backoff_multiplier
                 .powf(f64::from(self.memory.retries));
-            let delay = (retry.retry_delay as f64 * factor).clamp(0.0, 7.0 * 86_400.0);
-            let not_before = SystemTime::now() + Duration::from_secs_f64(delay);
+            let delay = (retry.retry_delay as f64 * factor).min(MAX_DELAY_SECONDS);
+            let delay = Duration::try_from_secs_f64(delay).unwrap_or_default();
+            let not_before = SystemTime::now() + delay;
             self.memory.retries += 1;
             self.memory.last_failure = Some(failure.clone());
             self.record.error = Some(failure);
@@ -93,6 +107,10 @@ impl Job {
     }
 
     fn write_error_text(&self, failure: &Failure) -> Result<()> {
+        if self.spool.is_superseded(&self.memory)? {
+            // It would be taken for the later job's; the record tells.
+            return Ok(());
+        }
         let place = match self.spool.ensure_place(&self.memory.place) {
             // What stands in the way of the place is the failure, or else in nobody's way.
             Err(error) if !error.kind.is_transient() => self.spool.directories.output.clone(),
@@ -129,7 +147,7 @@ impl Job {
             archived,
             job: self.memory.clone(),
         };
-        let path = errors.join(format!("{named_after}.error.json"));
+        let path = errors.join(format!("{named_after}{}", super::place::REPORT_SUFFIX));
         durable::replace(self.volume(), &path, &memory::to_json(&report)?)?;
         self.save_record(true)
     }

@@ -137,16 +137,20 @@ impl Job {
         };
         self.release_name();
         self.name_lock = Some(lock);
+        self.spool.forget_latest(&self.memory)?;
         self.record.vm_name = vm_name.to_string();
         self.memory.vm_name = vm_name;
         self.spool.save_memory(&self.memory)?;
+        if !self.spool.is_superseded(&self.memory)? {
+            self.spool.note_latest(&self.memory)?;
+        }
         self.spool.retire(&self.memory)?;
         self.save_record(false)?;
         Ok(true)
     }
 
     fn lock_name(&self, vm_name: &VmName) -> Result<Option<(PathBuf, Lock)>> {
-        let name = VmName::new(&format!("{}/{vm_name}", self.memory.place))?;
+        let name = self.spool.name_key(&self.memory.place, vm_name)?;
         let path = self.spool.directories.names().join(format!("{name}.lock"));
         Ok(self
             .spool
@@ -172,13 +176,10 @@ impl Job {
     /// Begins the work: takes the VM's name, counts the attempt, retires the earlier result's link
     /// and makes a fresh staging directory. `false`: another running job has that name.
     pub fn begin(&mut self) -> Result<bool> {
-        let names = self.spool.directories.names();
-        let name = VmName::new(&format!("{}/{}", self.memory.place, self.memory.vm_name))?;
-        let path = names.join(format!("{name}.lock"));
-        let Some(lock) = self.spool.volume.lock(&path, true)? else {
+        let Some(lock) = self.lock_name(&self.memory.vm_name)? else {
             return Ok(false);
         };
-        self.name_lock = Some((path, lock));
+        self.name_lock = Some(lock);
         self.memory.attempts += 1;
         self.memory.stage = Stage::Running;
         self.spool.save_memory(&self.memory)?;
@@ -249,6 +250,7 @@ impl Job {
 
     /// The job is over: nothing of it stays in `.processing`.
     pub(super) fn remove_job_dir(&self) -> Result<()> {
+        self.spool.forget_latest(&self.memory)?;
         self.spool.abandon(self.id())
     }
 }

@@ -37,9 +37,7 @@ impl Spool {
         match job.memory.stage.clone() {
             Stage::Claimed { .. } => job.resume_claim(),
             Stage::Running => job.count_crash(),
-            Stage::Publishing { .. } if job.has_product()? => {
-                job.finish_publish().map(|()| Hold::Over)
-            }
+            Stage::Publishing { .. } if job.has_product()? => job.resume_publish(),
             // A later job of its name has replaced its result meanwhile.
             Stage::Publishing { .. } if job.record.state == JobState::Completed => {
                 job.finish_archive().map(|()| Hold::Over)
@@ -79,14 +77,22 @@ impl Spool {
         }
     }
 
+    /// The memory of a job, whoever holds it; `None` if there is none that can be read.
+    pub(crate) fn peek(&self, id: JobId) -> Result<Option<Memory>> {
+        let path = self.job_dir(id).join("job.json");
+        let bytes = match self.volume.read(&path, memory::MAX_BYTES) {
+            // Too large, or no file at all: as good as lost.
+            Err(error) if error.kind == ErrorKind::Invalid => None,
+            bytes => bytes?,
+        };
+        let read = bytes.and_then(|bytes| Memory::parse(&bytes).ok());
+        Ok(read.filter(|memory| memory.job_id == id))
+    }
+
     /// The memory of a job; rebuilt from what lies in `source/` if job.json cannot be read.
     /// `None` if nothing was taken.
     fn recall(&self, id: JobId) -> Result<Option<Memory>> {
-        let bytes = self
-            .volume
-            .read(&self.job_dir(id).join("job.json"), memory::MAX_BYTES)?;
-        let read = bytes.and_then(|bytes| Memory::parse(&bytes).ok());
-        if let Some(memory) = read.filter(|memory| memory.job_id == id) {
+        if let Some(memory) = self.peek(id)? {
             return Ok(Some(memory));
         }
         let source = self.source_dir(id);
@@ -159,11 +165,27 @@ impl Job {
             for take in &job.memory.takes {
                 job.spool.take(job.id(), take)?;
             }
+            if !job.spool.is_superseded(&job.memory)? {
+                job.spool.note_latest(&job.memory)?;
+            }
             job.spool.retire(&job.memory)?;
             job.record = job.spool.fresh_record(&job.memory);
             job.save_record(true)?;
         }
         Ok(Hold::Job(Box::new(job)))
+    }
+
+    /// A result that is staged and whole. What came into its way for good ends the job; all else is
+    /// tried again.
+    fn resume_publish(mut self) -> Result<Hold> {
+        match self.finish_publish() {
+            Ok(()) => Ok(Hold::Over),
+            Err(error) if !error.kind.is_transient() && !self.is_in_place()? => {
+                self.conclude(JobState::Failed, (&error).into())?;
+                Ok(Hold::Over)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// A worker died on this job: start again, but not for ever.

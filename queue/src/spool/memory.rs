@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::job::{Failure, JobId, JobState, Priority, VmName};
+use crate::roots::is_plain;
 
 /// The largest job.json that is read, in bytes.
 pub const MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -91,12 +92,37 @@ pub struct Memory {
 
 impl Memory {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| Error::invalid("job.json cannot be read").with_source(error))
+        let memory: Self = serde_json::from_slice(bytes)
+            .map_err(|error| Error::invalid("job.json cannot be read").with_source(error))?;
+        memory.check()?;
+        Ok(memory)
+    }
+
+    /// Whoever wrote it: no path in it leaves the directory that it is relative to.
+    pub fn check(&self) -> Result<()> {
+        let paths = self.takes.iter().flat_map(|take| [&take.from, &take.to]);
+        let plain = paths
+            .chain([&self.drop, &self.owner])
+            .all(|path| is_plain(path));
+        if plain && (self.place.is_empty() || is_plain(&self.place)) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{} has paths that leave its directory",
+            self.job_id
+        )))
     }
 
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        to_json(self)
+        let bytes = to_json(self)?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(Error::invalid(format!(
+                "{} names so many files that the job cannot be noted",
+                self.owner
+            ))
+            .with_remedy("give the files fewer or shorter names"));
+        }
+        Ok(bytes)
     }
 }
 

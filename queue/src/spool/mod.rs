@@ -6,12 +6,15 @@ mod claim;
 mod fail;
 mod held;
 mod hold;
+mod latest;
 mod memory;
 mod place;
 mod publish;
 pub mod request;
 pub mod retry;
 pub mod submit;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

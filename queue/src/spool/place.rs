@@ -10,6 +10,8 @@ use crate::error::Result;
 
 /// The file in every result that says whose it is.
 pub const METADATA: &str = "metadata.json";
+/// Ends the names of the reports in `.errors/`.
+pub(super) const REPORT_SUFFIX: &str = ".error.json";
 const MAX_METADATA_BYTES: u64 = 16 * 1024 * 1024;
 
 impl Spool {
@@ -67,8 +69,20 @@ impl Spool {
 
     /// Whose result lies in `dir`: the `job_id` in its metadata.json.
     pub(super) fn owner_of(&self, dir: &Path) -> Result<Option<String>> {
-        let bytes = self.volume.read(&dir.join(METADATA), MAX_METADATA_BYTES)?;
-        let value: Option<Value> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let value = self.metadata_of(dir)?;
         Ok(value.and_then(|value| Some(value.get("job_id")?.as_str()?.to_owned())))
+    }
+
+    /// The disks that the metadata.json of the result in `dir` tells.
+    pub(super) fn told_files(&self, dir: &Path) -> Result<Vec<String>> {
+        let value = self.metadata_of(dir)?.unwrap_or_default();
+        let disks = value.get("disks").and_then(Value::as_array);
+        let file = |disk: &Value| Some(disk.get("file")?.as_str()?.to_owned());
+        Ok(disks.into_iter().flatten().filter_map(file).collect())
+    }
+
+    fn metadata_of(&self, dir: &Path) -> Result<Option<Value>> {
+        let bytes = self.volume.read(&dir.join(METADATA), MAX_METADATA_BYTES)?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 }

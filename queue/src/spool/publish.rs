@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::held::Job;
 use super::memory::{self, Stage};
-use super::place::METADATA;
+use super::place::{METADATA, REPORT_SUFFIX};
 use crate::durable::{self, EntryKind};
 use crate::error::{Error, Result};
 use crate::instance::{Archive, OnConflict};
@@ -46,6 +46,7 @@ impl Job {
                 "it is not a link of ours: move it away and retry",
             ));
         }
+        self.check_place()?;
         let result = place.join(vm);
         if self.volume().stat(&result)?.is_none() {
             return Ok(());
@@ -60,8 +61,52 @@ impl Job {
                 &result,
                 "move the earlier result away, or set on_conflict = \"replace\"",
             )),
-            Some(_) => Ok(()),
+            Some(_) => self.check_foreign(&result),
         }
+    }
+
+    /// A place within a VM's result would go when that is replaced.
+    fn check_place(&self) -> Result<()> {
+        let mut dir = self.spool.directories.output.clone();
+        for part in Path::new(&self.memory.place) {
+            dir.push(part);
+            if self.spool.owner_of(&dir)?.is_some() {
+                return Err(in_the_way(
+                    &dir,
+                    "it is the result of a VM: name another output.directory",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever somebody put beside an earlier result would go with it.
+    fn check_foreign(&self, result: &Path) -> Result<()> {
+        let told = self.spool.told_files(result)?;
+        for entry in self.volume().read_dir(result)? {
+            let name = entry.name.to_string_lossy().into_owned();
+            if entry.kind != EntryKind::File || !self.is_result_file(&name, &told) {
+                return Err(in_the_way(
+                    &result.join(name),
+                    "it is not of the earlier result: move it away and retry",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_result_file(&self, name: &str, told: &[String]) -> bool {
+        if matches!(name, METADATA | "domain.xml") || told.iter().any(|file| file == name) {
+            return true;
+        }
+        let own = name.strip_prefix(self.memory.vm_name.as_str());
+        let formats = [".qcow2", ".raw"];
+        let Some(rest) = own.and_then(|own| formats.iter().find_map(|f| own.strip_suffix(f)))
+        else {
+            return false;
+        };
+        let number = rest.strip_prefix("-disk").unwrap_or("x");
+        rest.is_empty() || number.bytes().all(|byte| byte.is_ascii_digit())
     }
 
     /// Publishes what is in the staging directory and ends the job.
@@ -106,8 +151,11 @@ impl Job {
     /// Whether the result is still staged, or already in its place.
     pub(super) fn has_product(&self) -> Result<bool> {
         let ours = Some(self.id().to_string());
-        Ok(self.spool.owner_of(&self.staging_dir())? == ours
-            || self.spool.owner_of(&self.result_dir())? == ours)
+        Ok(self.spool.owner_of(&self.staging_dir())? == ours || self.is_in_place()?)
+    }
+
+    pub(super) fn is_in_place(&self) -> Result<bool> {
+        Ok(self.spool.owner_of(&self.result_dir())? == Some(self.id().to_string()))
     }
 
     /// From a durable staged result to the end, as often as it takes.
@@ -123,9 +171,9 @@ impl Job {
         }
         self.volume().sync(&place)?;
         self.volume().sync(&self.spool.directories.staging())?;
-        self.write_link(&place.join(&link), &file)?;
+        let link = self.write_link(&place.join(&link), &file)?;
         self.clear_staging()?;
-        self.tell_completed(&result, &place.join(&link))?;
+        self.tell_completed(&result, link)?;
         self.finish_archive()
     }
 
@@ -156,16 +204,26 @@ impl Job {
         durable::remove_tree(self.volume(), &previous)
     }
 
-    fn write_link(&self, link: &Path, file: &str) -> Result<()> {
-        let target = Path::new(self.memory.vm_name.as_str()).join(file);
-        if self.volume().read_link(link)?.as_deref() == Some(&target) {
-            return self.volume().sync(durable::parent(link));
+    /// The link whose existence means done; `None` if a later job of the name is waiting for its
+    /// own.
+    fn write_link(&self, link: &Path, file: &str) -> Result<Option<PathBuf>> {
+        if self.spool.is_superseded(&self.memory)? {
+            return Ok(None);
         }
-        let aside = self.path_aside(link);
-        self.volume().remove_file(&aside)?;
-        self.volume().symlink(&target, &aside)?;
-        self.volume().rename(&aside, link)?;
-        self.volume().sync(durable::parent(link))
+        let target = Path::new(self.memory.vm_name.as_str()).join(file);
+        if self.volume().read_link(link)?.as_deref() != Some(&target) {
+            let aside = self.path_aside(link);
+            self.volume().remove_file(&aside)?;
+            self.volume().symlink(&target, &aside)?;
+            self.volume().rename(&aside, link)?;
+        }
+        self.volume().sync(durable::parent(link))?;
+        if self.spool.is_superseded(&self.memory)? {
+            // Claimed just now; it may have looked for the link before it was there.
+            self.spool.retire(&self.memory)?;
+            return Ok(None);
+        }
+        Ok(Some(link.to_path_buf()))
     }
 
     /// Links are made in the job's own staging neighbourhood, so that a sweep finds strays.
@@ -173,12 +231,12 @@ impl Job {
         link.with_file_name(format!(".{}.link{}", self.id(), durable::ASIDE_SUFFIX))
     }
 
-    fn tell_completed(&mut self, result: &Path, link: &Path) -> Result<()> {
+    fn tell_completed(&mut self, result: &Path, link: Option<PathBuf>) -> Result<()> {
         if self.record.state == JobState::Completed {
             // Whoever told it may have died before it was durable.
             return self.volume().sync(&self.spool.directories.records());
         }
-        let mut outputs = vec![link.to_path_buf()];
+        let mut outputs: Vec<PathBuf> = link.into_iter().collect();
         for entry in self.volume().read_dir(result)? {
             outputs.push(result.join(entry.name));
         }
@@ -213,7 +271,13 @@ impl Job {
             let name = entry.name.to_string_lossy().into_owned();
             let tag = self.id().to_string();
             let from = source.join(&entry.name);
-            if let Some(to) = durable::move_into(self.volume(), &from, archive, &name, &tag)? {
+            // No drop's name may be taken for a report of ours, or stand where one will.
+            let named = if name.ends_with(REPORT_SUFFIX) {
+                format!("{name}.{tag}")
+            } else {
+                name.clone()
+            };
+            if let Some(to) = durable::move_into(self.volume(), &from, archive, &named, &tag)? {
                 let archived = to
                     .file_name()
                     .unwrap_or_default()

@@ -1,4 +1,6 @@
 //! Retry by request: a failed job's files come back out of `.errors/` under the same job id.
+use std::path::{Path, PathBuf};
+
 use crate::durable::EntryKind;
 use crate::error::{Error, Result};
 use crate::job::{JobId, JobState};
@@ -6,23 +8,43 @@ use crate::job::{JobId, JobState};
 use super::Spool;
 use super::fail::ErrorReport;
 use super::memory::{Memory, Stage};
+use super::place::REPORT_SUFFIX;
 
 const MAX_REPORT_BYTES: u64 = 8 * 1024 * 1024;
 
 impl Spool {
     /// Puts a failed or cancelled job back among the waiting.
     pub fn retry(&self, id: JobId) -> Result<()> {
-        let record = self.record(id)?;
-        if !record
-            .as_ref()
-            .is_some_and(|record| matches!(record.state, JobState::Failed | JobState::Cancelled))
-        {
-            return Err(Error::invalid(format!("{id} has not failed"))
-                .with_remedy("`hyperctl list --status failed` shows what can be retried"));
+        self.check_retry(id)?;
+        match self.find_report(id)? {
+            Some((path, report)) => self.put_back_failed(&path, report),
+            None => Err(gone(id)),
         }
-        let Some((path, report)) = self.find_report(id)? else {
-            return Err(gone(id));
+    }
+
+    /// The same of the job whose report lies at `path`; `None` if it is no report.
+    pub fn retry_report(&self, path: &Path) -> Result<Option<JobId>> {
+        let Some(report) = self.read_report(path)? else {
+            return Ok(None);
         };
+        let id = report.job.job_id;
+        self.check_retry(id)?;
+        self.put_back_failed(path, report)?;
+        Ok(Some(id))
+    }
+
+    fn check_retry(&self, id: JobId) -> Result<()> {
+        let record = self.record(id)?;
+        let failed = |state| matches!(state, JobState::Failed | JobState::Cancelled);
+        if record.is_some_and(|record| failed(record.state)) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("{id} has not failed"))
+            .with_remedy("`hyperctl list --status failed` shows what can be retried"))
+    }
+
+    fn put_back_failed(&self, path: &Path, report: ErrorReport) -> Result<()> {
+        let id = report.job.job_id;
         let memory = Memory {
             takes: report.archived,
             attempts: report.job.attempts,
@@ -38,46 +60,38 @@ impl Spool {
             return Err(gone(id));
         }
         self.take_owned(&memory)?;
+        self.note_latest(&memory)?;
         self.retire(&memory)?;
         let mut record = self.fresh_record(&memory);
         self.save_record(&mut record, true)?;
-        self.volume.remove_file(&path)?;
+        self.volume.remove_file(path)?;
         self.volume.sync(&self.directories.errors())
     }
 
-    /// The ids of all jobs whose report lies in `.errors/`.
-    pub fn failed(&self) -> Result<Vec<JobId>> {
-        let mut ids = Vec::new();
-        for path in self.reports()? {
-            if let Some(report) = self.read_report(&path)? {
-                ids.push(report.job.job_id);
-            }
-        }
-        ids.sort_unstable();
-        ids.dedup();
-        Ok(ids)
-    }
-
-    fn reports(&self) -> Result<Vec<std::path::PathBuf>> {
+    /// Where the reports of all failed jobs lie.
+    pub fn reports(&self) -> Result<Vec<PathBuf>> {
         let errors = self.directories.errors();
         let mut paths: Vec<_> = self
             .volume
             .read_dir(&errors)?
             .into_iter()
             .filter(|entry| entry.kind == EntryKind::File)
-            .filter(|entry| entry.name.to_string_lossy().ends_with(".error.json"))
+            .filter(|entry| entry.name.to_string_lossy().ends_with(REPORT_SUFFIX))
             .map(|entry| errors.join(entry.name))
             .collect();
         paths.sort_unstable();
         Ok(paths)
     }
 
-    fn read_report(&self, path: &std::path::Path) -> Result<Option<ErrorReport>> {
+    fn read_report(&self, path: &Path) -> Result<Option<ErrorReport>> {
         let bytes = self.volume.read(path, MAX_REPORT_BYTES)?;
-        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+        let report: Option<ErrorReport> =
+            bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        // Its paths were ours, but nothing keeps an administrator from editing it.
+        Ok(report.filter(|report| report.is_sound()))
     }
 
-    fn find_report(&self, id: JobId) -> Result<Option<(std::path::PathBuf, ErrorReport)>> {
+    fn find_report(&self, id: JobId) -> Result<Option<(PathBuf, ErrorReport)>> {
         for path in self.reports()? {
             if let Some(report) = self.read_report(&path)?
                 && report.job.job_id == id

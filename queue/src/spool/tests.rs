@@ -1,0 +1,257 @@
+//! The spool on a real directory: what the model of `tests/` has no eyes for.
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::*;
+use crate::durable::HostVolume;
+use crate::error::{Error, ErrorKind};
+use crate::instance::Config;
+use crate::job::{Priority, VmName};
+
+struct Site {
+    top: tempfile::TempDir,
+    spool: Spool,
+}
+
+impl Site {
+    fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name);
+        let directories = Directories {
+            queue: at("queue"),
+            output: at("output"),
+            work: at("work"),
+        };
+        let policy = Policy::of(&Instance::with_config("default", Config::default()));
+        let spool = Spool::open(Arc::new(HostVolume), directories, policy, "host").unwrap();
+        Self { top, spool }
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.top.path().join(path)
+    }
+
+    fn there(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.at(path)).is_ok()
+    }
+
+    /// Drops and claims a bare disk of one VM.
+    fn claim(&self, name: &str, vm: &str, place: &str) -> Box<Job> {
+        fs::write(self.at("queue").join(name), name).unwrap();
+        let drop = Drop {
+            name: name.to_owned(),
+            kind: DropKind::Disk,
+            owner: name.to_owned(),
+            owned: Vec::new(),
+            vm_name: VmName::new(vm).unwrap(),
+            place: place.to_owned(),
+            priority: Priority::Normal,
+        };
+        let id = self.spool.claim(&drop).unwrap().unwrap();
+        self.hold(id)
+    }
+
+    fn hold(&self, id: JobId) -> Box<Job> {
+        match self.spool.hold(id).unwrap() {
+            Hold::Job(job) => job,
+            _ => panic!("{id} cannot be held"),
+        }
+    }
+
+    /// Converts and publishes a held job.
+    fn convert(&self, mut job: Box<Job>) -> std::result::Result<(), (Box<Job>, Error)> {
+        assert!(job.begin().unwrap());
+        let file = format!("{}.qcow2", job.memory.vm_name);
+        fs::write(job.staging_dir().join(&file), job.id().to_string()).unwrap();
+        let product = Product {
+            file,
+            format: "qcow2".to_owned(),
+            metadata: json!({}),
+        };
+        job.publish(product)
+    }
+
+    fn must_convert(&self, job: Box<Job>) {
+        if let Err((_, error)) = self.convert(job) {
+            panic!("{error}");
+        }
+    }
+}
+
+fn corrupt() -> Error {
+    Error::new(ErrorKind::Corrupt, "bad")
+}
+
+/// A poller that waits for the second job would take the first one's end for it.
+#[test]
+fn a_job_that_ends_while_a_later_one_of_its_name_waits_shows_neither_link_nor_error() {
+    for fails in [false, true] {
+        let site = Site::new();
+        let mut first = site.claim("vm.vmdk", "vm", "");
+        assert!(first.begin().unwrap());
+        let second = site.claim("vm.img", "vm", "").id();
+        let id = first.id();
+        if fails {
+            first.fail(&corrupt()).unwrap();
+        } else {
+            drop(first);
+            site.must_convert(site.hold(id));
+            assert!(site.there("output/vm/vm.qcow2"));
+        }
+        assert!(site.spool.record(id).unwrap().unwrap().state.is_final());
+        assert!(!site.there("output/vm.qcow2") && !site.there("output/vm.error"));
+        site.must_convert(site.hold(second));
+        let told = fs::read_to_string(site.at("output/vm.qcow2")).unwrap();
+        assert_eq!(told, second.to_string());
+        assert!(
+            fs::read_dir(site.spool.directories.names())
+                .unwrap()
+                .next()
+                .is_none()
+        );
+    }
+}
+
+/// A source is archived under its own name beside the reports, and retries believe reports.
+#[test]
+fn a_drop_is_never_taken_for_a_report() {
+    let site = Site::new();
+    let failed = site.claim("vm.vmdk", "vm", "");
+    let id = failed.id();
+    let mut forged = failed.memory.clone();
+    failed.fail(&corrupt()).unwrap();
+    fs::create_dir(site.at("precious")).unwrap();
+    fs::write(site.at("precious/file"), "p").unwrap();
+    let take = Take {
+        from: "../precious".to_owned(),
+        to: "precious".to_owned(),
+    };
+    forged.takes = vec![take.clone()];
+    let report = json!({"error": {"kind": "corrupt", "message": "x"}, "state": "failed",
+        "failed_at": "", "archived": [take], "job": forged});
+    let hostile = site.claim("a.error.json", "hostile", "");
+    fs::write(hostile.owner_path(), report.to_string()).unwrap();
+    hostile.fail(&corrupt()).unwrap();
+    for report in site.spool.reports().unwrap() {
+        let _ = site.spool.retry_report(&report);
+    }
+    let _ = site.spool.retry(id);
+    assert!(site.there("precious/file"));
+    // Nor is it overwritten by the report of a drop whose name fits.
+    let source = site.claim("vm.vmdk.error.json", "x", "");
+    fs::write(source.owner_path(), "mine").unwrap();
+    source.fail(&corrupt()).unwrap();
+    site.claim("vm.vmdk", "vm", "").fail(&corrupt()).unwrap();
+    let mut texts = fs::read_dir(site.at("queue/.errors"))
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap_or_default());
+    assert!(texts.any(|text| text == "mine"));
+}
+
+#[test]
+fn a_report_that_was_tampered_with_is_none() {
+    let site = Site::new();
+    let failed = site.claim("vm.vmdk", "vm", "");
+    let id = failed.id();
+    failed.fail(&corrupt()).unwrap();
+    let path = site.at("queue/.errors/vm.vmdk.error.json");
+    let report = fs::read_to_string(&path).unwrap();
+    fs::write(site.at("precious"), "p").unwrap();
+    for (honest, forged) in [
+        ("\".errors/vm.vmdk\"", "\".errors/../../precious\""),
+        ("\"vm_name\": \"vm\"", "\"vm_name\": \"../../vm\""),
+        ("\"place\": \"\"", "\"place\": \"../..\""),
+    ] {
+        assert!(report.contains(honest), "{report}");
+        fs::write(&path, report.replace(honest, forged)).unwrap();
+        assert!(site.spool.retry(id).is_err(), "{forged}");
+        assert!(site.there("precious") && site.there("queue/.errors/vm.vmdk"));
+    }
+    fs::write(&path, report).unwrap();
+    site.spool.retry(id).unwrap();
+}
+
+#[test]
+fn a_piece_behind_a_link_is_not_taken() {
+    let site = Site::new();
+    site.must_convert(site.claim("old.vmdk", "old", ""));
+    std::os::unix::fs::symlink(site.at("output"), site.at("queue/sub")).unwrap();
+    let mut job = site.claim("m.json", "m", "");
+    assert!(!job.take("sub/old/old.qcow2").unwrap());
+    assert!(site.there("output/old/old.qcow2"));
+}
+
+#[test]
+fn a_place_within_a_result_is_refused() {
+    let site = Site::new();
+    site.must_convert(site.claim("a.vmdk", "a", ""));
+    let mut job = site.claim("b.vmdk", "b", "a/sub");
+    assert!(job.begin().unwrap());
+    let error = job.check_conflict("qcow2").unwrap_err();
+    assert!(error.to_string().contains("in the way"), "{error}");
+}
+
+#[test]
+fn what_somebody_put_beside_a_result_is_not_deleted_with_it() {
+    let site = Site::new();
+    site.must_convert(site.claim("a.vmdk", "a", ""));
+    fs::write(site.at("output/a/a-snapshot.qcow2"), "mine").unwrap();
+    let Err((job, error)) = site.convert(site.claim("a.vmdk", "a", "")) else {
+        panic!("the snapshot is gone");
+    };
+    assert_eq!(error.kind, ErrorKind::Invalid);
+    job.fail(&error).unwrap();
+    assert!(site.there("output/a/a-snapshot.qcow2") && site.there("output/a.error"));
+    fs::remove_file(site.at("output/a/a-snapshot.qcow2")).unwrap();
+    site.must_convert(site.claim("a.img", "a", ""));
+}
+
+/// Something that came in the way after all checks does not keep the job in limbo for ever.
+#[test]
+fn a_publishing_that_can_never_end_fails() {
+    let site = Site::new();
+    let mut job = site.claim("a.vmdk", "a", "");
+    let id = job.id();
+    assert!(job.begin().unwrap());
+    let metadata = json!({"job_id": id.to_string()}).to_string();
+    fs::write(job.staging_dir().join("metadata.json"), metadata).unwrap();
+    job.memory.stage = Stage::Publishing {
+        link: "a.qcow2".to_owned(),
+        file: "a.qcow2".to_owned(),
+    };
+    site.spool.save_memory(&job.memory).unwrap();
+    drop(job);
+    fs::create_dir(site.at("output/a")).unwrap();
+    assert!(matches!(site.spool.hold(id).unwrap(), Hold::Over));
+    assert!(site.there("output/a.error") && site.there("queue/.errors/a.vmdk"));
+    assert!(!site.there(&format!("queue/.processing/{id}")));
+}
+
+#[test]
+fn a_memory_that_cannot_be_read_ends_its_job() {
+    let site = Site::new();
+    let job = site.claim("a.vmdk", "a", "");
+    let id = job.id();
+    drop(job);
+    let path = site.spool.job_dir(id).join("job.json");
+    fs::write(path, vec![b' '; 5 * 1024 * 1024]).unwrap();
+    assert!(matches!(site.spool.hold(id).unwrap(), Hold::Over));
+    assert!(site.there("queue/.errors/a.vmdk"));
+}
+
+#[test]
+fn any_retry_delay_is_one() {
+    let mut site = Site::new();
+    let mut policy = (*site.spool.policy).clone();
+    policy.retry.max_retries = 1000;
+    policy.retry.retry_delay = 0;
+    policy.retry.backoff_multiplier = 100.0;
+    site.spool.policy = Arc::new(policy);
+    let mut job = site.claim("a.vmdk", "a", "");
+    job.memory.retries = 500;
+    let fate = job.fail(&Error::new(ErrorKind::Io, "x")).unwrap();
+    assert!(matches!(fate, Fate::Retried { .. }));
+}
