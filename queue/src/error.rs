@@ -91,8 +91,12 @@ impl Error {
                 Some("free space on this file system".to_owned())
             }
             io::ErrorKind::PermissionDenied => {
-                Some("give the service's user access to it".to_owned())
+                Some("give the user that this program runs as access to it".to_owned())
             }
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::AlreadyExists => Some("check the path".to_owned()),
             _ => None,
         };
         Self {

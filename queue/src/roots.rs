@@ -94,7 +94,9 @@ impl Roots {
             "{} lies outside the job's directory",
             path.display()
         ))
-        .with_remedy("put the file beside its owner, or add its directory to source_roots"))
+        .with_remedy(
+            "put the file beside the one that names it, or add its directory to source_roots",
+        ))
     }
 }
 
@@ -115,7 +117,7 @@ fn outside(referrer: &Path, name: &str) -> Error {
         "{} names {name:?}, which leaves the directories this job may read",
         referrer.display()
     ))
-    .with_remedy("put the file beside its owner, or add its directory to source_roots")
+    .with_remedy("put the file beside the one that names it, or add its directory to source_roots")
 }
 
 /// Whether `name` is a plain relative path: without `..`, not absolute, not empty.

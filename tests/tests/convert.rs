@@ -181,3 +181,80 @@ fn wrong_usage_and_bad_sources_have_their_codes() {
     assert_eq!(told["error"]["kind"], "corrupt");
     assert_eq!(names(dir.path()), ["bad.vmdk", "x.toml"]);
 }
+
+#[test]
+fn the_name_of_the_target_tells_its_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = images::edges(dir.path());
+    let source = images::vmdk(&raw, "streamOptimized", &dir.path().join("in"));
+    for (name, asked, format) in [
+        ("a.raw", None, "raw"),
+        ("b.img", None, "raw"),
+        ("c.qcow2", None, "qcow2"),
+        ("d", None, "qcow2"),
+        ("e.img", Some("qcow2"), "qcow2"),
+    ] {
+        let target = dir.path().join(name);
+        let mut arguments = vec!["convert", images::text(&source)];
+        arguments.extend(["--output", images::text(&target)]);
+        arguments.extend(asked.map(|_| "--format").into_iter().chain(asked));
+        assert_eq!(code(&arguments), 0, "{name}");
+        images::judge(&raw, &target, format);
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_in_the_users_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path();
+    let raw = images::edges(top);
+    for subformat in ["monolithicFlat", "twoGbMaxExtentSparse"] {
+        images::vmdk(&raw, subformat, top);
+    }
+    let extents = names(top);
+    let extent = |marker: &str| {
+        let name = extents.iter().find(|name| name.contains(marker)).unwrap();
+        top.join(name)
+    };
+    let (flat, sparse) = (extent("-flat"), extent("-s001"));
+    std::fs::write(top.join("require.toml"), "[guest]\nfix = \"require\"\n").unwrap();
+    let same = "watch_dir = \"/a\"\noutput_dir = \"/a/out\"\n";
+    std::fs::write(top.join("nested.toml"), same).unwrap();
+    let [require, nested] = ["require.toml", "nested.toml"].map(|name| top.join(name));
+    let out = top.join("out.qcow2");
+    let (raw, flat, sparse, out) = (
+        images::text(&raw),
+        images::text(&flat),
+        images::text(&sparse),
+        images::text(&out),
+    );
+    for (arguments, told) in [
+        (vec!["convert", flat, "-o", out], "only an extent of a disk"),
+        (
+            vec!["convert", sparse, "-o", out],
+            "only an extent of a disk",
+        ),
+        (vec!["convert", "/absent.vmdk", "-o", out], "check the path"),
+        (
+            vec!["convert", raw, "-o", "/absent/x.qcow2"],
+            "/absent is not a directory",
+        ),
+        (
+            vec!["convert", "/", "-o", out],
+            "neither a manifest.json nor one OVF",
+        ),
+        (
+            vec!["check-config", images::text(&require)],
+            "guest repair is required",
+        ),
+        (
+            vec!["check-config", images::text(&nested)],
+            "/a/out lies in watch_dir /a",
+        ),
+    ] {
+        let output = hyper2kvm(&arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(told), "{text}");
+    }
+    assert!(!Path::new(out).exists());
+}

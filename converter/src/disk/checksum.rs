@@ -44,8 +44,10 @@ impl Checksum {
             Some(hex) if hex != self.hex => Err(corrupt(
                 self.window.path(),
                 format!(
-                    "the checksum is {hex}, but {} says {}",
-                    self.stated_by, self.hex
+                    "the checksum is {}, but {} says {}",
+                    shown(&hex),
+                    self.stated_by,
+                    shown(&self.hex)
                 ),
             )),
             _ => Ok(()),
@@ -75,5 +77,13 @@ impl Checksum {
             offset_bytes += count;
         }
         Ok(true)
+    }
+}
+
+/// Enough of a checksum to know it again.
+fn shown(hex: &str) -> String {
+    match hex.get(..16) {
+        Some(start) if hex.len() > 16 => format!("{start}…"),
+        _ => hex.to_owned(),
     }
 }

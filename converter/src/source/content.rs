@@ -5,6 +5,8 @@
 use std::fmt;
 use std::path::Path;
 
+use queue::arrival::candidate;
+
 use super::vmdk::{descriptor, header, vmfs};
 use super::{Lookup, SourceDisk, qcow, raw, vhd, vhdx, vmdk};
 use crate::disk::{Window, corrupt, unsupported};
@@ -136,7 +138,7 @@ impl Claim {
         match family(&extension) {
             Some(family) => Self::Family {
                 family,
-                by: format!("its name {name:?}"),
+                by: "its name".to_owned(),
             },
             None => Self::None,
         }
@@ -168,13 +170,10 @@ impl Claim {
     /// An error that says both if `content` contradicts what is claimed.
     pub(super) fn check(&self, content: Content, path: &Path) -> Result<()> {
         match self {
-            Self::Family { family, by } if *family != content.family() => {
-                let (path, article) = (path.display(), article(family));
-                Err(Error::invalid(format!(
-                    "{path} should be {article} {family} by {by}, but its content is {content}"
-                ))
-                .with_remedy("name the file after what it is, or export it again"))
-            }
+            Self::Family { family, by } if *family != content.family() => Err(Error::invalid(
+                format!("{} is {content}, but {by} says {family}", path.display()),
+            )
+            .with_remedy("name the file after what it is, or export it again")),
             Self::None if content == Content::Unknown => Err(Error::invalid(format!(
                 "{} is no disk image that this program knows",
                 path.display()
@@ -208,12 +207,19 @@ fn ends_with_footer(tail: &[u8]) -> bool {
     is_footer(tail) || tail.get(1..).is_some_and(is_footer)
 }
 
-fn article(family: &str) -> &'static str {
-    if matches!(family, "ova" | "ovf" | "xz") {
-        "an"
-    } else {
-        "a"
+/// An extent holds a part of a disk: alone it is none.
+fn check_whole_disk(window: &Window) -> Result<()> {
+    let head_bytes = candidate::HEAD_BYTES.min(window.length_bytes());
+    let head = window.read_vec(0, head_bytes as usize)?;
+    let name = window.path().file_name().unwrap_or_default();
+    if candidate::is_extent(&name.to_string_lossy(), &head) {
+        let path = window.path().display();
+        return Err(
+            Error::invalid(format!("{path} is only an extent of a disk"))
+                .with_remedy("name the descriptor instead: the small .vmdk beside it"),
+        );
     }
+    Ok(())
 }
 
 /// Opens one disk. `name` is how its owner names it; `lookup` finds the files that it names.
@@ -224,6 +230,7 @@ pub(super) fn open_disk(
     lookup: Lookup<'_>,
 ) -> Result<SourceDisk> {
     let content = Content::of(&window)?;
+    check_whole_disk(&window)?;
     claim.check(content, window.path())?;
     let what = match content {
         Content::VmdkSparse | Content::VmdkDescriptor => {
@@ -265,10 +272,11 @@ pub(super) fn open_disk(
         }
         other => other,
     };
-    Err(
-        unsupported(window.path(), format!("the file is {what}, which"))
-            .with_remedy("convert it to a sparse VMDK or a raw image first"),
-    )
+    let remedy = match what {
+        Content::Gzip | Content::Xz | Content::Zstd => "unpack it first",
+        _ => "convert it to a sparse VMDK or a raw image first",
+    };
+    Err(unsupported(window.path(), format!("the file is {what}, which")).with_remedy(remedy))
 }
 
 #[cfg(test)]

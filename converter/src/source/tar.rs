@@ -70,7 +70,7 @@ impl Walk<'_> {
                 .and_then(|padded| content.checked_add(padded))
                 .filter(|_| content + size <= self.archive.length_bytes())
                 .ok_or_else(|| {
-                    let what = format!("truncated: claims {size} bytes, more than there are");
+                    let what = format!("claims {size} bytes, more than the file has left");
                     self.damaged(at, &what)
                 })?;
             match kind {

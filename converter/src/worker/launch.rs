@@ -70,7 +70,14 @@ impl Dispatcher {
         }
         match self.gather(&mut job) {
             Ok(Gathered::Whole) => {}
-            Ok(Gathered::Missing { overdue: false, .. }) => {
+            Ok(Gathered::Missing {
+                overdue: false,
+                names,
+            }) => {
+                if job.record.waits_for.is_empty() {
+                    log::say(&mut job, &format!("waits for {}", names.join(", ")));
+                }
+                job.tell_missing(&names)?;
                 self.postpone(Waiting::from(&*job));
                 return Ok(());
             }

@@ -51,8 +51,12 @@ pub fn age(job: &Job, now: SystemTime) -> String {
         .map_or_else(|| "-".to_owned(), quantity::age)
 }
 
-/// Place in the queue and urgency, or the next try of a job that failed for the moment.
+/// Place in the queue and urgency, or what has to come before: a missing file, the next try of a
+/// job that failed for the moment.
 fn waiting(job: &Job, now: SystemTime) -> String {
+    if let Some(name) = job.record().waits_for.first() {
+        return format!("waits for {name}");
+    }
     let next = job
         .retry_at()
         .and_then(|time| time.duration_since(now).ok());

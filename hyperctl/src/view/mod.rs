@@ -12,8 +12,9 @@ pub mod systemd;
 use std::path::Path;
 use std::time::SystemTime;
 
-use queue::arrival::candidate;
+use queue::arrival::candidate::{self, Class};
 use queue::arrival::pieces::Scope;
+use queue::arrival::whole;
 use queue::error::{Error, Result};
 use queue::instance::Directories;
 use queue::job::{JobId, JobState};
@@ -89,6 +90,16 @@ impl Place {
             return "waits: the daemon is not running".to_owned();
         }
         let queue = &self.directories.queue;
+        let path = queue.join(name);
+        if name.contains(char::REPLACEMENT_CHARACTER) {
+            return "has a name that is not UTF-8: rename it".to_owned();
+        }
+        if candidate::classify(name) == Some(Class::Manifest) && !whole::is_complete_json(&path) {
+            return "is not complete JSON".to_owned();
+        }
+        if path.is_dir() && !path.join("manifest.json").exists() {
+            return "is a directory without a manifest.json".to_owned();
+        }
         let scope = Scope {
             base: queue,
             queue,

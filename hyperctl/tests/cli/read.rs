@@ -15,8 +15,11 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
     let mut late = record("late", JobState::Queued);
     late.priority = Priority::Low;
     late.queue_position = Some(1);
+    let mut short = record("short", JobState::Queued);
+    short.waits_for = vec!["short-disk2.vmdk".to_owned()];
     fixture.save(&late);
     fixture.add("soon", JobState::Queued);
+    fixture.save(&short);
     fixture.add("busy", JobState::Processing);
     for drop in "fresh.ova .hidden.ova half.vmdk.part a-flat.vmdk README".split(' ') {
         std::fs::write(fixture.directories().queue.join(drop), "").unwrap();
@@ -44,9 +47,10 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
         rows,
         [
             "busy processing 3m convert 46%",
-            "soon queued 3m #1",
-            "late queued 3m #2 low",
-            "a-job new - is not claimed yet",
+            "short queued 3m waits for short-disk2.vmdk",
+            "soon queued 3m #2",
+            "late queued 3m #3 low",
+            "a-job new - is a directory without a manifest.json",
             "b.vmdk new - names \"b-flat.vmdk\", which is not there",
             "fresh.ova new - is not claimed yet",
             "broken failed 1m grain 7 of web.vmdk is damaged: inflate failed",
@@ -56,24 +60,20 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
 
     let json = fixture.run("list --json").json();
     let list = json.as_array().unwrap();
-    assert_eq!(list.len(), 8);
-    assert_eq!(list[2]["vm_name"], "late");
-    assert_eq!(list[2]["queue_position"], 2);
-    assert!(list[2].get("log").is_none());
+    assert_eq!(list.len(), 9);
+    assert_eq!(list[3]["vm_name"], "late");
+    assert_eq!(list[3]["queue_position"], 3);
+    assert!(list[3].get("log").is_none());
     assert_eq!(
-        list[4],
+        list[5],
         json!({"state": "new", "instance": "default", "drop": "b.vmdk",
             "reason": "names \"b-flat.vmdk\", which is not there"})
     );
 
     let failed = fixture.run("list --status failed,new --json").json();
     assert_eq!(failed.as_array().unwrap().len(), 4);
-    assert!(
-        !fixture
-            .run("list --status completed")
-            .out
-            .contains("broken")
-    );
+    let completed = fixture.run("list --status completed").out;
+    assert!(!completed.contains("broken"));
 }
 
 #[test]

@@ -146,6 +146,27 @@ pub struct Directories {
 }
 
 impl Directories {
+    /// Refuses directories of which one is or holds another: results would be taken for drops.
+    pub fn check(&self) -> Result<()> {
+        let all = [
+            ("watch_dir", &self.queue),
+            ("output_dir", &self.output),
+            ("work_dir", &self.work),
+        ];
+        for (name, path) in all {
+            for (other, above) in all.iter().filter(|(other, _)| *other != name) {
+                if path.starts_with(above) {
+                    let (path, above) = (path.display(), above.display());
+                    return Err(
+                        Error::invalid(format!("{name} {path} lies in {other} {above}"))
+                            .with_remedy("give each a directory of its own, beside the others"),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub fn incoming(&self) -> PathBuf {
         self.queue.join(".incoming")
     }
@@ -200,6 +221,26 @@ impl Directories {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_in_each_other_are_refused() {
+        for (queue, output, work, good) in [
+            ("/a/queue", "/a/output", "/a/work", true),
+            ("/a/queue", "/a/queue-output", "/a/w", true),
+            ("/a", "/a", "/w", false),
+            ("/a", "/a/output", "/w", false),
+            ("/a/queue", "/a", "/w", false),
+            ("/a", "/b", "/b/work", false),
+        ] {
+            let [queue, output, work] = [queue, output, work].map(PathBuf::from);
+            let directories = Directories {
+                queue,
+                output,
+                work,
+            };
+            assert_eq!(directories.check().is_ok(), good, "{directories:?}");
+        }
+    }
 
     #[test]
     fn names_and_directories_follow_the_table() {

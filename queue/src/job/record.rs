@@ -198,6 +198,9 @@ pub struct Record {
     /// 1 = next; only while queued.
     #[serde(default)]
     pub queue_position: Option<u64>,
+    /// The first files that the drop names and that are not there whole; only while queued.
+    #[serde(default)]
+    pub waits_for: Vec<String>,
     #[serde(default)]
     pub progress: Progress,
     #[serde(default)]
@@ -251,6 +254,7 @@ impl Record {
             phase: Phase::Settle,
             priority: Priority::Normal,
             queue_position: None,
+            waits_for: Vec::new(),
             progress: Progress::default(),
             disks: Vec::new(),
             timings: BTreeMap::new(),

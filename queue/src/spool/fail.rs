@@ -99,6 +99,7 @@ impl Job {
         self.record.error = Some(failure.clone());
         self.record.attempts = self.memory.attempts;
         self.record.queue_position = None;
+        self.record.waits_for.clear();
         self.record.not_before = None;
         self.record.finished_at = Some(record::timestamp(SystemTime::now()));
         self.save_record(true)?;

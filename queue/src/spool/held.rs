@@ -8,6 +8,9 @@ use crate::durable::{self, Lock};
 use crate::error::Result;
 use crate::job::{JobId, JobState, Phase, Priority, Record, VmName, record};
 
+/// How many of the files that a job lacks its record names.
+const MISSING_TOLD: usize = 16;
+
 /// A claimed job, locked by this process until it is dropped.
 pub struct Job {
     pub(super) spool: Spool,
@@ -192,10 +195,21 @@ impl Job {
         self.record.state = JobState::Processing;
         self.record.attempts = self.memory.attempts;
         self.record.queue_position = None;
+        self.record.waits_for.clear();
         self.record.not_before = None;
         self.record.started_at = Some(now);
         self.save_record(false)?;
         Ok(true)
+    }
+
+    /// Tells pollers which files a waiting job lacks.
+    pub fn tell_missing(&mut self, names: &[String]) -> Result<()> {
+        let first = names.get(..MISSING_TOLD).unwrap_or(names);
+        if self.record.waits_for == first {
+            return Ok(());
+        }
+        self.record.waits_for = first.to_vec();
+        self.save_record(false)
     }
 
     /// Writes the record; what must survive a crash, durably.

@@ -1,5 +1,5 @@
 //! The command line of `hyper2kvm`: types and help, nothing else.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use queue::instance::config::{Compress, OutFormat};
@@ -71,7 +71,7 @@ pub struct ConvertArgs {
                      need a directory."
     )]
     pub output: PathBuf,
-    /// The target's format; what a manifest asks for, else qcow2
+    /// The target's format; else by FILE's extension, what a manifest asks for, qcow2
     #[arg(long, value_enum)]
     pub format: Option<Format>,
     /// Compress the target; what a manifest asks for, else none
@@ -143,6 +143,17 @@ pub struct CheckConfigArgs {
 pub enum Format {
     Qcow2,
     Raw,
+}
+
+impl Format {
+    /// What an image's name says.
+    pub fn of_file(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "qcow2" => Some(Self::Qcow2),
+            "raw" | "img" => Some(Self::Raw),
+            _ => None,
+        }
+    }
 }
 
 impl From<Format> for OutFormat {

@@ -12,7 +12,7 @@ use queue::job::{DiskRecord, VmName};
 use queue::roots::Roots;
 use serde::Serialize;
 
-use crate::args::ConvertArgs;
+use crate::args::{ConvertArgs, Format};
 use crate::output;
 use crate::progress::{Interrupt, Progress};
 use crate::publish::{Place, Staging};
@@ -67,14 +67,11 @@ pub fn locate(path: &Path, source_roots: &[PathBuf]) -> Result<(Roots, PathBuf)>
     let find = |error| Error::io("find", path, error);
     let mut owner = path.canonicalize().map_err(find)?;
     if owner.is_dir() {
-        let names = queue::job::manifest::FIXED_NAMES.map(|name| owner.join(name));
-        owner = names
-            .into_iter()
-            .find(|path| path.is_file())
-            .ok_or_else(|| {
-                Error::invalid(format!("{} holds no manifest.json", path.display()))
-                    .with_remedy("name the disk, the OVF or the manifest in it")
-            })?;
+        owner = owner_in(&owner).ok_or_else(|| {
+            let path = path.display();
+            Error::invalid(format!("{path} holds neither a manifest.json nor one OVF"))
+                .with_remedy("name the disk, the OVF or the manifest in it")
+        })?;
     }
     let parent = owner.parent().unwrap_or(Path::new("/")).to_path_buf();
     let mut sources = vec![parent.clone()];
@@ -85,6 +82,22 @@ pub fn locate(path: &Path, source_roots: &[PathBuf]) -> Result<(Roots, PathBuf)>
         );
     }
     Ok((Roots::open(&parent, &sources)?, owner))
+}
+
+/// The file in a directory that names its disks: a manifest, else a lone OVF.
+fn owner_in(directory: &Path) -> Option<PathBuf> {
+    let names = queue::job::manifest::FIXED_NAMES.map(|name| directory.join(name));
+    if let Some(manifest) = names.into_iter().find(|path| path.is_file()) {
+        return Some(manifest);
+    }
+    let entries = directory.read_dir().ok()?.flatten();
+    let is_ovf = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("ovf"))
+    };
+    let mut descriptors = entries.map(|entry| entry.path()).filter(is_ovf);
+    let descriptor = descriptors.next()?;
+    descriptors.next().is_none().then_some(descriptor)
 }
 
 fn convert(
@@ -164,6 +177,9 @@ fn wishes(args: &ConvertArgs, roots: &Roots, owner: &Path, place: &Place) -> Res
         wishes.first_file = None;
     }
     if let Place::File(path) = place {
+        if let Some(format) = Format::of_file(path).filter(|_| args.format.is_none()) {
+            plan.format = format.into();
+        }
         let name = path.file_name().unwrap_or_default();
         wishes.first_file = Some(name.to_string_lossy().into_owned());
     }

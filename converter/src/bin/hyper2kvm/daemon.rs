@@ -47,6 +47,7 @@ fn load(options: &DaemonArgs) -> Result<Instance> {
             *directory = absolute(path)?;
         }
     }
+    instance.directories.check()?;
     if options.no_fix {
         instance.config.guest.fix = GuestFix::Off;
     }

@@ -25,6 +25,12 @@ impl Place {
             std::fs::create_dir_all(&path).map_err(|error| Error::io("create", &path, error))?;
             return Ok(Self::Directory(path));
         }
+        let parent = durable::parent(&path);
+        if !parent.is_dir() {
+            let parent = parent.display();
+            return Err(Error::invalid(format!("{parent} is not a directory"))
+                .with_remedy("create it, or choose another output"));
+        }
         Ok(Self::File(path))
     }
 }
