@@ -60,7 +60,7 @@ bench: rust
 	$(CARGO) run --release --locked -p hyper2kvm-tests --bin bench
 
 fuzz: rust
-	PROPTEST_CASES=$(CASES) $(CARGO) test --release --locked --workspace --lib -- \
+	PROPTEST_CASES=$(CASES) $(CARGO) test --release --locked --workspace --lib --test "golden_*" -- \
 	  do_no_harm never_panic
 
 install: BIN = $(or $(BIN_DIR),$(TARGET_DIR)/release)

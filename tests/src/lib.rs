@@ -7,3 +7,4 @@ pub mod invariants;
 pub mod model;
 pub mod programs;
 pub mod scene;
+pub mod vmfs;

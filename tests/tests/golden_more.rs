@@ -7,7 +7,8 @@ use converter::disk::{BLOCK_BYTES, Stored, Unobserved};
 use converter::error::{Error, ErrorKind, Result};
 use converter::source::{self, Appliance, SourceDisk};
 use hyper2kvm_tests::deflate::farthest;
-use hyper2kvm_tests::images;
+use hyper2kvm_tests::{images, vmfs};
+use proptest::prelude::*;
 use queue::instance::config::Compress;
 use queue::roots::Roots;
 
@@ -204,5 +205,205 @@ fn a_damaged_grain_is_never_carried_over() {
             assert!(convert::digest_of_qcow2(&target).is_err());
             std::fs::remove_file(&target).unwrap();
         }
+    }
+}
+
+fn descriptor(create_type: &str, line: &str, parent: Option<(&str, &str)>) -> String {
+    let (content_id, hint) = parent.unwrap_or(("ffffffff", ""));
+    let hint = match hint {
+        "" => String::new(),
+        hint => format!("parentFileNameHint=\"{hint}\"\n"),
+    };
+    format!(
+        "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID={content_id}\n{hint}\
+         createType=\"{create_type}\"\n{line}\n"
+    )
+}
+
+/// Writes an extent of ESXi's and its descriptor, which is returned.
+fn esxi(
+    dir: &Path,
+    kind: &str,
+    extent: &[u8],
+    size: usize,
+    parent: Option<(&str, &str)>,
+) -> PathBuf {
+    let file = format!("{kind}-extent.vmdk");
+    std::fs::write(dir.join(&file), extent).unwrap();
+    let line = format!("RW {} {} \"{file}\"", size / 512, kind.to_ascii_uppercase());
+    let path = dir.join(format!("{kind}.vmdk"));
+    std::fs::write(&path, descriptor(kind, &line, parent)).unwrap();
+    path
+}
+
+/// What qemu-img reads in a VMDK and its parents.
+fn truth(vmdk: &Path) -> PathBuf {
+    let raw = vmdk.with_extension("truth");
+    let (vmdk, to) = (images::text(vmdk), images::text(&raw));
+    images::qemu_img(&["convert", "-f", "vmdk", "-O", "raw", vmdk, to]);
+    raw
+}
+
+#[test]
+fn extents_of_esxi() {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = images::edges(dir.path());
+    let disk = std::fs::read(&raw).unwrap();
+    for (kind, extent) in [
+        ("vmfsSparse", vmfs::cowd(&disk, 1)),
+        ("vmfsSparse", vmfs::cowd(&disk, 128)),
+        ("seSparse", vmfs::se_sparse(&disk, true)),
+    ] {
+        let vmdk = esxi(dir.path(), kind, &extent, disk.len(), None);
+        let theirs = truth(&vmdk);
+        assert!(
+            std::fs::read(&theirs).unwrap() == disk,
+            "the test's own writer errs"
+        );
+        let target = dir.path().join("out.qcow2");
+        converts(&vmdk, &raw, &target, &plan(Compress::None, 2));
+        std::fs::remove_file(&target).unwrap();
+        let alone = open(&dir.path().join(format!("{kind}-extent.vmdk")))
+            .err()
+            .unwrap();
+        assert_eq!(alone.kind, ErrorKind::Invalid);
+        assert!(alone.remedy.unwrap().contains("descriptor"));
+    }
+    // A journal that is to be replayed, and other versions.
+    for (at, value) in [(512 + 24, 1), (8, 9), (24, 16), (40, 1)] {
+        let mut extent = vmfs::se_sparse(&disk, false);
+        extent[at] = value;
+        let vmdk = esxi(dir.path(), "seSparse", &extent, disk.len(), None);
+        assert_eq!(
+            open(&vmdk).err().unwrap().kind,
+            ErrorKind::Unsupported,
+            "at {at}"
+        );
+    }
+}
+
+/// A base of edges, and two deltas of it that qemu-io wrote into.
+fn chain(dir: &Path) -> [PathBuf; 3] {
+    let raw = images::edges(dir);
+    let base = images::vmdk(&raw, "monolithicSparse", dir);
+    let mut below = base.clone();
+    let deltas = ["delta1.vmdk", "delta2.vmdk"].map(|name| {
+        let delta = dir.join(name);
+        let backing = below.file_name().unwrap().to_str().unwrap();
+        let path = images::text(&delta);
+        images::qemu_img(&[
+            "create", "-q", "-f", "vmdk", "-b", backing, "-F", "vmdk", path,
+        ]);
+        let at = if name == "delta1.vmdk" {
+            60_000
+        } else {
+            9_000_000
+        };
+        for write in [
+            format!("write -P 7 {at} 100000"),
+            "write -P 1 65536 4096".to_owned(),
+        ] {
+            images::run("qemu-utils", "qemu-io", &["-f", "vmdk", "-c", &write, path]);
+        }
+        below.clone_from(&delta);
+        delta
+    });
+    let [first, second] = deltas;
+    [base, first, second]
+}
+
+#[test]
+fn delta_disks_over_their_parents() {
+    let dir = tempfile::tempdir().unwrap();
+    let [base, first, second] = chain(dir.path());
+    for vmdk in [&first, &second] {
+        for compress in [Compress::None, Compress::Zlib] {
+            let target = dir.path().join("out.qcow2");
+            converts(vmdk, &truth(vmdk), &target, &plan(compress, 2));
+            std::fs::remove_file(&target).unwrap();
+        }
+    }
+    // Deltas of ESXi's over the same base.
+    let text = std::fs::read(&base).unwrap();
+    let text = String::from_utf8_lossy(&text[512..2048]).into_owned();
+    let content_id = &text.split_once("\nCID=").unwrap().1[..8];
+    let mut changes = vec![
+        0;
+        std::fs::metadata(dir.path().join("edges.raw"))
+            .unwrap()
+            .len() as usize
+    ];
+    changes[70_000..200_000].fill(9);
+    let parent = Some((content_id, "vm.vmdk"));
+    for (kind, extent) in [
+        ("vmfsSparse", vmfs::cowd(&changes, 1)),
+        ("seSparse", vmfs::se_sparse(&changes, false)),
+        ("seSparse", vmfs::se_sparse(&changes, true)),
+    ] {
+        let vmdk = esxi(dir.path(), kind, &extent, changes.len(), parent);
+        let target = dir.path().join("out.qcow2");
+        converts(&vmdk, &truth(&vmdk), &target, &plan(Compress::None, 2));
+        std::fs::remove_file(&target).unwrap();
+    }
+}
+
+#[test]
+fn chains_that_do_not_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = vec![0; 1 << 20];
+    let extent = vmfs::cowd(&disk, 1);
+    for (parent, kind) in [
+        (("12345678", "absent.vmdk"), ErrorKind::Invalid),
+        (("12345678", ""), ErrorKind::Corrupt),
+        (("12345678", "../../etc/passwd"), ErrorKind::Invalid),
+        (("12345678", "/etc/passwd"), ErrorKind::Invalid),
+        // Itself, as its own parent.
+        (("12345678", "vmfsSparse.vmdk"), ErrorKind::Corrupt),
+        (("12345678", "./vmfsSparse.vmdk"), ErrorKind::Corrupt),
+        // A parent that was changed since.
+        (("87654321", "vmfsSparse.vmdk"), ErrorKind::Corrupt),
+        (("87654321", "vmfsSparse-extent.vmdk"), ErrorKind::Corrupt),
+    ] {
+        let vmdk = esxi(dir.path(), "vmfsSparse", &extent, disk.len(), Some(parent));
+        let error = open(&vmdk).err().unwrap();
+        assert_eq!(error.kind, kind, "{parent:?}: {error}");
+    }
+}
+
+/// Opens the bytes that `write` put down and walks the whole map.
+fn walk(owner: &Path) {
+    let Ok(appliance) = open(owner) else { return };
+    let image = &appliance.disks[0].image;
+    let mut end = 0;
+    for extent in image.extents() {
+        let Ok(extent) = extent else { return };
+        assert_eq!(extent.start.0, end, "the map has gaps");
+        assert!(extent.length_bytes > 0, "the map does not move");
+        end += extent.length_bytes;
+    }
+    assert_eq!(end, image.capacity_bytes());
+}
+
+proptest! {
+    /// Headers, directories and tables may be anything: an error or a map.
+    #[test]
+    fn mutated_extents_of_esxi_do_no_harm(
+        is_se: bool,
+        changes in prop::collection::vec((0usize..4096, any::<u8>()), 1..8),
+    ) {
+        let mut disk = vec![0; 100_352];
+        disk[50_000..60_000].fill(3);
+        let (kind, mut extent) = if is_se {
+            ("seSparse", vmfs::se_sparse(&disk, true))
+        } else {
+            ("vmfsSparse", vmfs::cowd(&disk, 8))
+        };
+        for (at, value) in changes {
+            // The magic stays: other formats have tests of their own.
+            let at = 8 + at % (extent.len() - 8);
+            extent[at] = value;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        walk(&esxi(dir.path(), kind, &extent, disk.len(), None));
     }
 }

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use queue::instance::config::{Compress, OutFormat};
 
-use crate::disk::{BLOCK_BYTES, Observer, Stored, Unobserved, Window};
+use crate::disk::{BLOCK_BYTES, Observer, Stored, Unobserved, Window, unsupported};
 use crate::error::{Error, Result};
 use crate::qcow2::{self, Qcow2Image};
 use crate::source::SourceDisk;
@@ -105,7 +105,13 @@ pub fn digest(disk: &SourceDisk, threads: usize, observer: &dyn Observer) -> Res
 /// Opens a qcow2 that `copy` wrote, to be read again by `digest`.
 pub fn reopen(path: &Path) -> Result<SourceDisk> {
     let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
-    let image = Qcow2Image::open(Window::whole(file, path)?)?;
+    let (image, references) = Qcow2Image::open(Window::whole(file, path)?)?;
+    if references.backing.is_some() || references.data_file.is_some() {
+        return Err(unsupported(
+            path,
+            "to verify a qcow2 with a backing or data file",
+        ));
+    }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(SourceDisk::new(&name, "qcow2".to_owned(), Box::new(image)))
 }

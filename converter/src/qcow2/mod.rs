@@ -1,8 +1,9 @@
 //! qcow2 version 3, as QEMU's docs/interop/qcow2.txt defines it.
+mod header;
 mod image;
 mod layout;
 
-pub use image::Qcow2Image;
+pub use image::{Backing, Qcow2Image, References};
 pub use layout::{Qcow2Layout, size_bytes};
 
 /// log2 of the cluster size: a cluster is the engine's block.

@@ -11,11 +11,15 @@ use crate::error::Result;
 pub(super) enum Block {
     /// Nothing is stored: the parent's, or zeros.
     Absent,
+    Zero,
     /// All of it, from this offset of the file on.
     Present(u64),
     /// The sectors whose bit is set; the others are the parent's. The first sector's is the lowest
     /// bit of the first byte.
-    Partial { offset_bytes: u64, bitmap: Vec<u8> },
+    Partial {
+        offset_bytes: u64,
+        bitmap: Vec<u8>,
+    },
 }
 
 pub(super) trait Table {
@@ -29,7 +33,7 @@ pub(super) struct Geometry {
     pub block_bytes: u64,
     /// What one bit of a bitmap stands for.
     pub sector_bytes: u64,
-    /// No block may reach beyond this offset of the file.
+    /// No block may reach beyond this offset; what lies past the file's end reads as zeros.
     pub end_bytes: u64,
     /// Absent blocks are the parent's: then zeros of its own are never said to be holes.
     pub differencing: bool,
@@ -110,8 +114,10 @@ impl<'a, T: Table> BlockExtents<'a, T> {
             );
             return Err(corrupt(self.window.path(), what));
         }
-        self.present += 1;
-        if self.present > end_bytes.div_ceil(block_bytes) {
+        // What a log is yet to append to the file is not there to be read again and again.
+        let file_bytes = self.window.length_bytes();
+        self.present += u64::from(offset_bytes < file_bytes);
+        if self.present > file_bytes.div_ceil(block_bytes) {
             let what = format!(
                 "the BAT places blocks on top of each other: by block {index} they are more than \
                  the file can hold"
@@ -152,15 +158,19 @@ impl<'a, T: Table> BlockExtents<'a, T> {
         }
         let (start, length_bytes) = self.span(first, self.next);
         let start = GuestOffset(start);
-        if let Block::Present(offset_bytes) = block {
-            let range = offset_bytes..offset_bytes.saturating_add(length_bytes);
-            let flat = FlatExtents::new(self.window, 0, range, start);
-            return Ok(Some(Piece::Flat(flat)));
-        }
+        let stored = match block {
+            Block::Present(offset_bytes) => {
+                let range = offset_bytes..offset_bytes.saturating_add(length_bytes);
+                let flat = FlatExtents::new(self.window, 0, range, start);
+                return Ok(Some(Piece::Flat(flat)));
+            }
+            Block::Absent => Stored::Hole,
+            _ => Stored::Zero,
+        };
         Ok(Some(Piece::One(Some(Extent {
             start,
             length_bytes,
-            stored: Stored::Hole,
+            stored,
         }))))
     }
 
@@ -169,7 +179,7 @@ impl<'a, T: Table> BlockExtents<'a, T> {
         let before = self.next.saturating_sub(first);
         let run_bytes = before.saturating_mul(self.geometry.block_bytes);
         Ok(match (block, self.peek()?) {
-            (Block::Absent, Some(Block::Absent)) => true,
+            (Block::Absent, Some(Block::Absent)) | (Block::Zero, Some(Block::Zero)) => true,
             (Block::Present(offset), Some(Block::Present(next))) => {
                 offset.checked_add(run_bytes) == Some(*next)
             }

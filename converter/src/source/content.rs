@@ -5,8 +5,8 @@
 use std::fmt;
 use std::path::Path;
 
-use super::vmdk::{descriptor, header};
-use super::{Lookup, SourceDisk, raw, vhd, vmdk};
+use super::vmdk::{descriptor, header, vmfs};
+use super::{Lookup, SourceDisk, qcow, raw, vhd, vhdx, vmdk};
 use crate::disk::{Window, corrupt, unsupported};
 use crate::error::{Error, Result};
 
@@ -58,9 +58,9 @@ impl Content {
         let known: [(bool, Self); 13] = [
             (at(0, &header::MAGIC), Self::VmdkSparse),
             (is_text(descriptor::SIGNATURE), Self::VmdkDescriptor),
-            (at(0, b"COWD"), Self::VmdkCowd),
-            (at(0, &0xcafe_babe_u64.to_le_bytes()), Self::VmdkSeSparse),
-            (at(0, b"vhdxfile"), Self::Vhdx),
+            (at(0, &vmfs::COWD_MAGIC), Self::VmdkCowd),
+            (at(0, &vmfs::SE_MAGIC), Self::VmdkSeSparse),
+            (at(0, vhdx::SIGNATURE), Self::Vhdx),
             (at(0, vhd::COOKIE) || ends_with_footer(tail), Self::Vhd),
             (at(0, b"QFI\xfb"), Self::Qcow),
             (at(0x40, &0xbeda_107f_u32.to_le_bytes()), Self::Vdi),
@@ -144,19 +144,24 @@ impl Claim {
 
     /// What a manifest's `source_format` says; one that is not known is an error.
     pub(super) fn by_manifest(source_format: &str, manifest: &Path) -> Result<Self> {
+        Self::by_statement("source_format", source_format, manifest)
+    }
+
+    /// What the file at `path` says in its `field` that another one is.
+    pub(super) fn by_statement(field: &str, source_format: &str, path: &Path) -> Result<Self> {
         let name = source_format.to_ascii_lowercase();
         let family = family(&name)
             .filter(|family| !matches!(*family, "ova" | "ovf" | "gz" | "xz" | "zst"))
             .ok_or_else(|| {
                 Error::invalid(format!(
-                    "{}: source_format {source_format:?} is not known",
-                    manifest.display()
+                    "{}: {field} {source_format:?} is not known",
+                    path.display()
                 ))
                 .with_remedy("write vmdk, vhd, vhdx, raw, qcow2 or vdi")
             })?;
         Ok(Self::Family {
             family,
-            by: format!("source_format in {}", manifest.display()),
+            by: format!("{field} in {}", path.display()),
         })
     }
 
@@ -220,25 +225,33 @@ pub(super) fn open_disk(
 ) -> Result<SourceDisk> {
     let content = Content::of(&window)?;
     claim.check(content, window.path())?;
-    let named = |image: vmdk::Vmdk, create_type: &str| {
-        let known = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        let shown: String = create_type.chars().filter(|c| known(*c)).take(40).collect();
-        SourceDisk::new(name, format!("vmdk ({shown})"), Box::new(image))
-    };
     let what = match content {
-        Content::VmdkSparse => {
-            let (image, create_type) = vmdk::open_sparse(window)?;
-            return Ok(named(image, &create_type));
-        }
-        Content::VmdkDescriptor => {
-            let (image, create_type) = vmdk::open_descriptor(&window, lookup)?;
-            let mut disk = named(image, &create_type);
-            disk.source_bytes = disk.source_bytes.saturating_add(window.length_bytes());
+        Content::VmdkSparse | Content::VmdkDescriptor => {
+            let text = (content == Content::VmdkDescriptor).then(|| window.clone());
+            let (image, create_type) = vmdk::open(window, lookup)?;
+            let known = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            let shown: String = create_type.chars().filter(|c| known(*c)).take(40).collect();
+            let mut disk = SourceDisk::new(name, format!("vmdk ({shown})"), image);
+            let text_bytes = text.map_or(0, |text| text.length_bytes());
+            disk.source_bytes = disk.source_bytes.saturating_add(text_bytes);
             return Ok(disk);
+        }
+        Content::Qcow => {
+            let (image, notes) = qcow::open(window, lookup)?;
+            let mut disk = SourceDisk::new(name, "qcow2".to_owned(), image);
+            disk.notes = notes;
+            return Ok(disk);
+        }
+        Content::VmdkCowd | Content::VmdkSeSparse => {
+            return Err(vmdk::no_descriptor(window.path()));
         }
         Content::Vhd => {
             let (image, kind) = vhd::open(window, lookup)?;
             return Ok(SourceDisk::new(name, format!("vhd ({kind})"), image));
+        }
+        Content::Vhdx => {
+            let (image, kind) = vhdx::open(window, lookup)?;
+            return Ok(SourceDisk::new(name, format!("vhdx ({kind})"), image));
         }
         Content::Unknown => {
             let image = raw::RawImage::open(window)?;

@@ -10,11 +10,15 @@ mod overlay;
 pub mod ovf;
 mod package;
 mod parent;
+mod qcow;
 mod raw;
+#[cfg(test)]
+mod seen;
 mod tar;
 #[cfg(test)]
 mod tests;
 mod vhd;
+mod vhdx;
 mod vmdk;
 
 use std::path::Path;
@@ -54,6 +58,8 @@ pub struct SourceDisk {
     pub image: Box<dyn Image>,
     /// Verified by `convert::copy` while it reads; a mismatch fails it as `corrupt`.
     pub checksums: Vec<Checksum>,
+    /// What was read over, until the appliance has it.
+    notes: Vec<String>,
 }
 
 /// Finds the file that a descriptor names, where and as far as its owner may read.
@@ -64,6 +70,14 @@ pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Result<Window>;
 /// With `checksum`, what manifests and `.mf` files say is attached to the disks and verified by
 /// `convert::copy`; an OVF's own digest is verified at once.
 pub fn open(roots: &Roots, owner: &Path, checksum: bool) -> Result<Appliance> {
+    let mut appliance = open_owner(roots, owner, checksum)?;
+    for disk in &mut appliance.disks {
+        appliance.notes.append(&mut disk.notes);
+    }
+    Ok(appliance)
+}
+
+fn open_owner(roots: &Roots, owner: &Path, checksum: bool) -> Result<Appliance> {
     let (file, path) = roots.open_path(owner)?;
     let window = Window::whole(file, &path)?;
     let name = file_name(&path);
@@ -132,6 +146,7 @@ impl SourceDisk {
             boot_order: None,
             image,
             checksums: Vec::new(),
+            notes: Vec::new(),
         }
     }
 }

@@ -84,11 +84,7 @@ fn references_never_leave_the_job() {
 #[test]
 fn what_is_recognised_but_not_read_is_named() {
     let place = Place::new();
-    let cases: [(&str, &[u8], &str); 6] = [
-        ("a.qcow2", b"QFI\xfb", "qcow2"),
-        ("a.vhdx", b"vhdxfile", "VHDX"),
-        ("a.vmdk", b"COWD", "COWD"),
-        ("b.vmdk", b"\xbe\xba\xfe\xca\0\0\0\0", "SE sparse"),
+    let cases: [(&str, &[u8], &str); 2] = [
         ("a.gz", b"\x1f\x8b\x08", "gzip"),
         ("a.zst", b"\x28\xb5\x2f\xfd", "zstd"),
     ];

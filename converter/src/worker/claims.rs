@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 const BACKLOG_MAX: usize = 512;
 /// Claims between two looks at the messages.
 const CLAIMS_AT_ONCE: usize = 16;
+/// How many drops a look at the queue directory brings at most.
+const REFILL: usize = 128;
 /// How often a converter that seems to be alone looks whether it is.
 const PEERS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -26,8 +28,10 @@ impl Dispatcher {
             tracing::error!("the queue cannot be read: {}", error.to_line());
         }
         if self.claimable.is_empty() {
+            // A look at what is pending costs a stat of each: not for the sake of a single slot.
             let room = BACKLOG_MAX.saturating_sub(self.backlog.ready());
-            let ready = self.arrivals.ready(room.min(CLAIMS_AT_ONCE));
+            let limit = if room >= REFILL { REFILL } else { 0 };
+            let ready = self.arrivals.ready(limit);
             self.claimable.extend(ready);
         }
         for _ in 0..CLAIMS_AT_ONCE {

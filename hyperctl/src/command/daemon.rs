@@ -72,6 +72,11 @@ fn look(places: Vec<Place>, now: SystemTime) -> Result<Vec<Daemon>> {
             Some(heartbeat) if life == Life::Responding => heartbeat.status().queue_depth,
             _ => waiting(&place)?,
         };
+        // The queue may be closed to those who may read results.
+        let unclaimed = match life {
+            Life::Responding => place.drops().map_or(0, |drops| drops.len()),
+            _ => 0,
+        };
         daemons.push(Daemon {
             unit: place
                 .service
@@ -82,6 +87,7 @@ fn look(places: Vec<Place>, now: SystemTime) -> Result<Vec<Daemon>> {
             heartbeat,
             life,
             queue_depth,
+            unclaimed,
         });
     }
     Ok(daemons)

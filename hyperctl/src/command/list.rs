@@ -9,7 +9,7 @@ use crate::args;
 use crate::outcome::{Exit, Result};
 use crate::render::table::{Cell, Flexible, Table};
 use crate::render::{self, Colour, Style, job};
-use crate::view::{self, Job, Shelf};
+use crate::view::{self, Job, Shelf, Unclaimed};
 
 pub fn run(args: &args::List) -> Result<Exit> {
     let (shelves, notes) = view::read(view::every(&args.place)?)?;
@@ -29,7 +29,10 @@ pub fn run(args: &args::List) -> Result<Exit> {
 #[derive(Debug)]
 enum Row<'a> {
     Job(&'a Job),
-    Drop { instance: &'a str, name: &'a str },
+    Drop {
+        instance: &'a str,
+        drop: &'a Unclaimed,
+    },
 }
 
 impl Row<'_> {
@@ -42,9 +45,9 @@ impl Row<'_> {
                 }
                 value
             }
-            Row::Drop { instance, name } => {
-                json!({"state": "new", "instance": instance, "drop": name})
-            }
+            Row::Drop { instance, drop } => json!({
+                "state": "new", "instance": instance, "drop": drop.name, "reason": drop.reason,
+            }),
         }
     }
 
@@ -72,9 +75,9 @@ fn rows<'a>(shelves: &'a [Shelf], wanted: &[args::Filter]) -> Vec<Row<'a>> {
     let mut rows = Vec::new();
     for shelf in shelves {
         rows.extend(shelf.jobs.iter().map(Row::Job));
-        rows.extend(shelf.drops.iter().map(|name| Row::Drop {
+        rows.extend(shelf.drops.iter().map(|drop| Row::Drop {
             instance: &shelf.place.instance,
-            name,
+            drop,
         }));
     }
     if !wanted.is_empty() {
@@ -108,13 +111,13 @@ fn table(rows: &[Row], with_instance: bool, style: &Style) -> String {
                 ];
                 (job.instance.as_str(), cells)
             }
-            Row::Drop { instance, name } => {
+            Row::Drop { instance, drop } => {
                 let cells = vec![
-                    Cell::new(name),
+                    Cell::new(&drop.name),
                     Cell::new("new"),
                     Cell::new(""),
                     Cell::new(""),
-                    Cell::new("not claimed"),
+                    Cell::new(&drop.reason),
                 ];
                 (*instance, cells)
             }

@@ -18,7 +18,8 @@ pub fn run(args: &args::Logs) -> Result<Exit> {
     render::notes(&searched.notes);
     let (place, job) = match searched.found.pop() {
         Some(Found::Job { place, job }) => (place, *job),
-        Some(Found::Drop { vm, name, .. }) => {
+        Some(Found::Drop { vm, drop, .. }) => {
+            let name = &drop.name;
             let message = format!("{vm}: {name} is not claimed yet and has no log");
             return Err(Stop::new(Exit::Failed, message)
                 .with_remedy("`hyperctl status --follow` waits for the job"));

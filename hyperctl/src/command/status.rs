@@ -83,8 +83,8 @@ fn announce(found: &[Found]) {
     for found in found {
         match found {
             Found::Job { .. } => {}
-            Found::Drop { name, vm, .. } => {
-                render::say(&format!("{vm}: dropped as {name}, not claimed yet"));
+            Found::Drop { drop, vm, .. } => {
+                render::say(&format!("{vm}: no job yet: {}", drop.told()));
             }
             Found::Nothing { vm } => {
                 render::say(&format!("{vm}: no job of this VM yet; waiting for one"));
@@ -97,10 +97,11 @@ fn to_json(found: &Found) -> Value {
     match found {
         Found::Job { job, .. } => job.to_json(),
         Found::Drop {
-            place, name, vm, ..
-        } => {
-            json!({"state": "new", "instance": place.instance, "drop": name, "vm_name": vm})
-        }
+            place, drop, vm, ..
+        } => json!({
+            "state": "new", "instance": place.instance,
+            "drop": drop.name, "reason": drop.reason, "vm_name": vm,
+        }),
         Found::Nothing { vm } => json!({"state": null, "vm_name": vm}),
     }
 }
@@ -109,8 +110,8 @@ fn block(found: &Found, style: &Style, now: SystemTime) -> String {
     match found {
         Found::Job { job, .. } => job::block(job, style, now),
         Found::Drop {
-            place, name, vm, ..
-        } => job::block_of_drop(vm, name, &place.instance, style),
+            place, drop, vm, ..
+        } => job::block_of_drop(vm, drop, &place.instance, style),
         Found::Nothing { .. } => String::new(),
     }
 }

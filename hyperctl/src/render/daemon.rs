@@ -27,6 +27,8 @@ pub struct Daemon {
     pub unit: Option<Unit>,
     /// How many jobs wait, by the heartbeat, else the unclaimed drops.
     pub queue_depth: u64,
+    /// How many of them a running daemon has not claimed yet.
+    pub unclaimed: usize,
 }
 
 impl Daemon {
@@ -129,7 +131,11 @@ impl Daemon {
             "Output dir",
             self.place.directories.output.display().to_string(),
         );
-        fields.add("Queue", format!("{} waiting", self.queue_depth));
+        let mut queue = format!("{} waiting", self.queue_depth);
+        if self.unclaimed > 0 {
+            queue.push_str(&format!(" ({} not claimed yet)", self.unclaimed));
+        }
+        fields.add("Queue", queue);
         if let Some(status) = status {
             let active = self.beating().map_or(&[][..], Heartbeat::active);
             let running = format!("{} of {} running", active.len(), status.max_concurrent_jobs);

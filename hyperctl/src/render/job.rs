@@ -8,7 +8,7 @@ use super::fields::Fields;
 use super::quantity;
 use super::style::{Colour, Style};
 use super::text::clean;
-use crate::view::Job;
+use crate::view::{Job, Unclaimed};
 
 const BAR_COLUMNS: usize = 24;
 
@@ -249,11 +249,12 @@ pub fn ending(job: &Job, style: &Style, now: SystemTime) -> String {
 }
 
 /// What is known of a job that has not begun.
-pub fn block_of_drop(vm: &str, drop: &str, instance: &str, style: &Style) -> String {
+pub fn block_of_drop(vm: &str, drop: &Unclaimed, instance: &str, style: &Style) -> String {
     let mut fields = Fields::default();
     fields.add("State", "new, not claimed yet");
+    fields.add("Reason", &drop.reason);
     fields.add("Instance", instance);
-    fields.add("Source", drop);
+    fields.add("Source", &drop.name);
     let title = style.paint(Colour::Bold, &clean(vm));
     format!("{} {title}\n{}", style.glyph("●", "*"), fields.into_text())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use queue::arrival::candidate;
 use queue::job::{JobId, VmName};
 
-use super::{Job, Place, Shelf};
+use super::{Job, Place, Shelf, Unclaimed};
 use crate::args::Several;
 use crate::outcome::{Result, Stop};
 use crate::watch::{self, Deadline};
@@ -19,7 +19,7 @@ pub enum Found {
     /// Dropped and not claimed yet: the job comes after `after`, the newest of this VM so far.
     Drop {
         place: Place,
-        name: String,
+        drop: Unclaimed,
         vm: String,
         after: Option<JobId>,
     },
@@ -100,7 +100,7 @@ fn by_name(shelves: &[Shelf], vm: &str) -> (Found, Option<String>) {
     let mut candidates = Vec::new();
     for shelf in shelves {
         let newest = shelf.jobs.iter().rev().find(|job| job.is_of(vm));
-        let dropped = shelf.drops.iter().find(|name| drop_is_of(name, vm));
+        let dropped = shelf.drops.iter().find(|drop| drop_is_of(&drop.name, vm));
         // A drop is newer than any record: its job has not begun.
         let key = (dropped.is_some(), newest.map(Job::id));
         if dropped.is_some() || newest.is_some() {
@@ -124,10 +124,10 @@ fn by_name(shelves: &[Shelf], vm: &str) -> (Found, Option<String>) {
         })
     };
     match candidates.last() {
-        Some((_, place, newest, Some(name))) => {
+        Some((_, place, newest, Some(drop))) => {
             let found = Found::Drop {
                 place: (*place).clone(),
-                name: (*name).clone(),
+                drop: (*drop).clone(),
                 vm: vm.to_owned(),
                 after: newest.map(Job::id),
             };

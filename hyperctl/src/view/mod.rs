@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use queue::arrival::candidate;
+use queue::arrival::pieces::Scope;
 use queue::error::{Error, Result};
 use queue::instance::Directories;
 use queue::job::{JobId, JobState};
@@ -65,19 +66,55 @@ impl Place {
         }
     }
 
-    /// The names of what was dropped and is not claimed yet, sorted.
-    pub fn drops(&self) -> Result<Vec<String>> {
+    /// What was dropped and is not claimed yet, sorted by name.
+    pub fn drops(&self) -> Result<Vec<Unclaimed>> {
         let mut drops = Vec::new();
+        let life = self.life();
         for (name, is_directory) in entries(&self.directories.queue)? {
             // Without a look inside: a name that says it is an extent belongs to another drop.
             let is_candidate = candidate::classify(&name).is_some();
             let is_drop = is_directory || is_candidate && !candidate::is_extent(&name, &[]);
             if is_drop && !candidate::is_ignored(&name) {
-                drops.push(name);
+                let reason = self.reason(&name, life);
+                drops.push(Unclaimed { name, reason });
             }
         }
         drops.sort();
         Ok(drops)
+    }
+
+    /// Why a drop is not claimed yet: a silent daemon, or a file that it names and that is missing.
+    fn reason(&self, name: &str, life: Life) -> String {
+        if life != Life::Responding {
+            return "waits: the daemon is not running".to_owned();
+        }
+        let queue = &self.directories.queue;
+        let scope = Scope {
+            base: queue,
+            queue,
+            output: &self.directories.output,
+        };
+        let pieces = scope.pieces(name).unwrap_or_default().names;
+        let is_missing = |piece: &&String| std::fs::symlink_metadata(queue.join(piece)).is_err();
+        pieces.iter().find(is_missing).map_or_else(
+            || "is not claimed yet".to_owned(),
+            |missing| format!("names {missing:?}, which is not there"),
+        )
+    }
+}
+
+/// A drop that is not claimed yet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unclaimed {
+    pub name: String,
+    /// What it waits for, as a sentence without its subject.
+    pub reason: String,
+}
+
+impl Unclaimed {
+    /// The drop and what it waits for, as one sentence.
+    pub fn told(&self) -> String {
+        format!("{} {}", self.name, self.reason)
     }
 }
 
@@ -87,8 +124,7 @@ pub struct Shelf {
     pub place: Place,
     /// By id, oldest first.
     pub jobs: Vec<Job>,
-    /// The names of what is not claimed yet.
-    pub drops: Vec<String>,
+    pub drops: Vec<Unclaimed>,
 }
 
 /// Reads everything in these places; the second list says what could not be read.

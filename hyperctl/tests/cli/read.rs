@@ -18,16 +18,12 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
     fixture.save(&late);
     fixture.add("soon", JobState::Queued);
     fixture.add("busy", JobState::Processing);
-    for drop in [
-        "fresh.ova",
-        ".hidden.ova",
-        "half.vmdk.part",
-        "a-flat.vmdk",
-        "README",
-    ] {
+    for drop in "fresh.ova .hidden.ova half.vmdk.part a-flat.vmdk README".split(' ') {
         std::fs::write(fixture.directories().queue.join(drop), "").unwrap();
     }
     std::fs::create_dir(fixture.directories().queue.join("a-job")).unwrap();
+    let descriptor = "# Disk DescriptorFile\nRW 8 FLAT \"b-flat.vmdk\" 0\n";
+    std::fs::write(fixture.directories().queue.join("b.vmdk"), descriptor).unwrap();
 
     let ran = fixture.run("list");
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
@@ -50,8 +46,9 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
             "busy processing 3m convert 46%",
             "soon queued 3m #1",
             "late queued 3m #2 low",
-            "a-job new - not claimed",
-            "fresh.ova new - not claimed",
+            "a-job new - is not claimed yet",
+            "b.vmdk new - names \"b-flat.vmdk\", which is not there",
+            "fresh.ova new - is not claimed yet",
             "broken failed 1m grain 7 of web.vmdk is damaged: inflate failed",
             "done completed 1m 3.0 GiB",
         ]
@@ -59,17 +56,18 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
 
     let json = fixture.run("list --json").json();
     let list = json.as_array().unwrap();
-    assert_eq!(list.len(), 7);
+    assert_eq!(list.len(), 8);
     assert_eq!(list[2]["vm_name"], "late");
     assert_eq!(list[2]["queue_position"], 2);
     assert!(list[2].get("log").is_none());
     assert_eq!(
         list[4],
-        json!({"state": "new", "instance": "default", "drop": "fresh.ova"})
+        json!({"state": "new", "instance": "default", "drop": "b.vmdk",
+            "reason": "names \"b-flat.vmdk\", which is not there"})
     );
 
     let failed = fixture.run("list --status failed,new --json").json();
-    assert_eq!(failed.as_array().unwrap().len(), 3);
+    assert_eq!(failed.as_array().unwrap().len(), 4);
     assert!(
         !fixture
             .run("list --status completed")

@@ -22,7 +22,8 @@ const LAYERS: [(&str, &[&[&str]]); 4] = [
         &[
             &["worker"],
             &["convert"],
-            &["source", "qcow2", "guest", "libvirt"],
+            &["source", "guest", "libvirt"],
+            &["qcow2"],
             &["disk"],
             &["error"],
         ],

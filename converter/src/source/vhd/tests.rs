@@ -6,8 +6,8 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::disk::Stored;
 use crate::error::{Error, ErrorKind};
+use crate::source::seen::guest_bytes;
 
 const BLOCK: u64 = 64 << 10;
 const HEADER: usize = 512;
@@ -110,29 +110,13 @@ fn window(bytes: &[u8]) -> Window {
     Window::whole(file, Path::new("x.vhd")).unwrap()
 }
 
-/// Everything the guest sees; the map has to be without gaps.
 fn read_with(bytes: &[u8], files: &Files) -> Result<(Vec<u8>, &'static str)> {
     let lookup = |name: &str| match files.get(name) {
         Some(bytes) => Ok(window(bytes)),
         None => Err(Error::invalid(format!("{name} was asked for"))),
     };
     let (image, kind) = open(window(bytes), &lookup)?;
-    let mut guest = Vec::new();
-    for extent in image.extents() {
-        let extent = extent?;
-        assert_eq!(extent.start.0, guest.len() as u64, "the map has gaps");
-        assert!(extent.length_bytes > 0, "the map does not move");
-        let at = guest.len();
-        if extent.length_bytes > 1 << 24 {
-            return Err(Error::invalid("too large for a test"));
-        }
-        guest.resize(at + extent.length_bytes as usize, 0);
-        if let Stored::Plain { file, offset } = extent.stored {
-            image.files()[file].read_exact_at(&mut guest[at..], offset.0)?;
-        }
-    }
-    assert_eq!(guest.len() as u64, image.capacity_bytes());
-    Ok((guest, kind))
+    Ok((guest_bytes(image.as_ref())?, kind))
 }
 
 fn read(sample: &Sample) -> Result<(Vec<u8>, &'static str)> {
@@ -228,6 +212,37 @@ fn parents_that_are_not_the_parent_are_refused() {
     let long = read_with(&link(0), &files.collect()).unwrap_err();
     assert_eq!(long.kind, ErrorKind::Corrupt);
     assert!(long.to_string().contains("chain"), "{long}");
+}
+
+#[test]
+fn parents_never_lie_outside_the_job() {
+    let top = tempfile::tempdir().unwrap();
+    let job = top.path().join("job");
+    std::fs::create_dir(&job).unwrap();
+    let parent = Sample::dynamic(1, 7).build();
+    std::fs::write(top.path().join("p.vhd"), &parent).unwrap();
+    std::os::unix::fs::symlink("../p.vhd", job.join("link.vhd")).unwrap();
+    let absolute = top.path().join("p.vhd").to_string_lossy().into_owned();
+    let roots = queue::roots::Roots::open(&job, &[]).unwrap();
+    let child = job.join("c.avhd");
+    let opened = |path: &str| {
+        let bytes = Sample::differencing(2, 8, 1, path).build();
+        std::fs::write(&child, bytes).unwrap();
+        crate::source::open(&roots, &child, true).map(|appliance| appliance.disks[0].format.clone())
+    };
+    for path in [
+        "..\\p.vhd",
+        "link.vhd",
+        &absolute,
+        "/etc/shadow",
+        "/dev/zero",
+    ] {
+        let error = opened(path).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid, "{path}: {error}");
+        assert!(error.remedy.is_some(), "{path}");
+    }
+    std::fs::write(job.join("p.vhd"), &parent).unwrap();
+    assert_eq!(opened("..\\p.vhd").unwrap(), "vhd (differencing)");
 }
 
 #[test]

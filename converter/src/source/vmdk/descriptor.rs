@@ -11,12 +11,23 @@ pub(crate) const SIGNATURE: &str = "# Disk DescriptorFile";
 /// A 64 TiB disk in 2 GiB pieces has 32768; no more files than this are opened.
 const MAX_EXTENTS: usize = 4096;
 /// `parentCID` of a disk that has no parent.
-const NO_PARENT: &str = "ffffffff";
+const NO_PARENT: u32 = u32::MAX;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Descriptor {
     pub create_type: String,
     pub extents: Vec<ExtentLine>,
+    /// Changes when the content does: a child names that of its parent.
+    pub content_id: Option<u32>,
+    /// `None`: it stands for itself.
+    pub parent: Option<Parent>,
+}
+
+/// What a delta disk says of the disk below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Parent {
+    pub content_id: u32,
+    pub hint: String,
 }
 
 /// `RW 4192256 SPARSE "disk-s001.vmdk"`
@@ -44,13 +55,24 @@ impl Descriptor {
         let mut descriptor = Self {
             create_type: String::new(),
             extents: Vec::new(),
+            content_id: None,
+            parent: None,
         };
+        let (mut parent_id, mut hint) = (NO_PARENT, String::new());
         for line in text.lines().map(str::trim) {
             if is_extent(line) {
                 let extent = parse_extent(line, path)?;
                 descriptor.extents.push(extent);
             } else if let Some((key, value)) = line.split_once('=') {
-                descriptor.set(key.trim(), value.trim().trim_matches('"'), path)?;
+                let value = value.trim().trim_matches('"');
+                match key.trim().to_ascii_lowercase().as_str() {
+                    "createtype" => value.clone_into(&mut descriptor.create_type),
+                    "cid" => descriptor.content_id = u32::from_str_radix(value, 16).ok(),
+                    "parentcid" => parent_id = content_id(value, path)?,
+                    "parentfilenamehint" => value.clone_into(&mut hint),
+                    "encryptionkeys" => return Err(unsupported(path, "an encrypted VMDK")),
+                    _ => {}
+                }
             }
         }
         if descriptor.extents.is_empty() || descriptor.extents.len() > MAX_EXTENTS {
@@ -60,18 +82,23 @@ impl Descriptor {
                 format!("the VMDK descriptor has {count} extents"),
             ));
         }
+        if parent_id != NO_PARENT {
+            descriptor.parent = Some(Parent {
+                content_id: parent_id,
+                hint,
+            });
+        }
         Ok(descriptor)
     }
+}
 
-    fn set(&mut self, key: &str, value: &str, path: &Path) -> Result<()> {
-        if key.eq_ignore_ascii_case("createType") {
-            value.clone_into(&mut self.create_type);
-        } else if key.eq_ignore_ascii_case("parentCID") && !value.eq_ignore_ascii_case(NO_PARENT) {
-            return Err(unsupported(path, "a VMDK delta disk (it has a parent)")
-                .with_remedy("consolidate the VM's snapshots and export it again"));
-        }
-        Ok(())
-    }
+fn content_id(text: &str, path: &Path) -> Result<u32> {
+    u32::from_str_radix(text, 16).map_err(|_| {
+        corrupt(
+            path,
+            format!("the VMDK's parentCID {text:?} cannot be read"),
+        )
+    })
 }
 
 fn is_extent(line: &str) -> bool {
@@ -99,7 +126,7 @@ fn parse_extent(line: &str, path: &Path) -> Result<ExtentLine> {
     let file = || quoted.map(|(file, _)| file.to_owned()).ok_or_else(bad);
     let kind = match kind.as_str() {
         "ZERO" => ExtentKind::Zero,
-        "SPARSE" => ExtentKind::Sparse { file: file()? },
+        "SPARSE" | "VMFSSPARSE" | "SESPARSE" => ExtentKind::Sparse { file: file()? },
         "FLAT" | "VMFS" => {
             let after = quoted.map(|(_, after)| after.trim()).unwrap_or_default();
             let offset = after.split_ascii_whitespace().next().unwrap_or("0");
@@ -111,8 +138,6 @@ fn parse_extent(line: &str, path: &Path) -> Result<ExtentLine> {
         "VMFSRDM" | "VMFSRAW" | "PARTITIONEDDEVICE" | "FULLDEVICE" => {
             return Err(raw_device(path));
         }
-        "VMFSSPARSE" => return Err(unsupported(path, "a VMFS sparse (COWD) extent")),
-        "SESPARSE" => return Err(unsupported(path, "an SE sparse extent")),
         _ => return Err(unsupported(path, format!("a VMDK extent of type {kind:?}"))),
     };
     Ok(ExtentLine { sectors, kind })
@@ -176,14 +201,10 @@ mod tests {
             ("RW 1 FLAT \"a\" -1", ErrorKind::Corrupt),
             ("RW 1 FLAT \"a", ErrorKind::Corrupt),
             ("RW 1", ErrorKind::Corrupt),
-            ("RW 1 SESPARSE \"a\"", ErrorKind::Unsupported),
-            ("RW 1 VMFSSPARSE \"a\"", ErrorKind::Unsupported),
             ("RW 1 VMFSRDM \"a\"", ErrorKind::Unsupported),
             ("RW 1 MYSTERY \"a\"", ErrorKind::Unsupported),
-            (
-                "parentCID=12345678\nRW 1 SPARSE \"a\"",
-                ErrorKind::Unsupported,
-            ),
+            ("parentCID=x\nRW 1 SPARSE \"a\"", ErrorKind::Corrupt),
+            ("encryptionKeys=\"x\"\nRW 1 ZERO", ErrorKind::Unsupported),
         ];
         for (lines, kind) in cases {
             assert_eq!(parse(lines).unwrap_err().kind, kind, "{lines}");

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 
 use libdeflater::{DecompressionError, Decompressor};
 
-use super::header::{Directory, HEADER_BYTES, Header, TABLE_ENTRIES};
+use super::header::{Directory, Entry, HEADER_BYTES, Header};
 use crate::disk::{
     Extent, GuestOffset, HostOffset, Packed, SECTOR_BYTES, Stored, Unpacked, Window, corrupt,
 };
@@ -14,11 +14,8 @@ use crate::error::{Error, Result};
 
 /// A grain marker: the guest's sector (u64), the stream's bytes (u32).
 const MARKER_BYTES: usize = 12;
-const TABLE_BYTES: u64 = TABLE_ENTRIES * 4;
 /// Directory entries that are read at once.
 const DIRECTORY_STEP: u64 = 2048;
-/// A grain table entry that says zeros, if the header's flags allow it.
-const ZERO_GRAIN: u32 = 1;
 
 /// A sparse extent whose header was checked, with its grain directory found.
 pub(super) struct Sparse {
@@ -36,9 +33,9 @@ pub(super) struct Grains<'a> {
     sparse: &'a Sparse,
     grain: u64,
     /// Directory entries from `directory_first` on.
-    directory: Vec<u32>,
+    directory: Vec<u64>,
     directory_first: u64,
-    table: Vec<u32>,
+    table: Vec<u64>,
     table_index: Option<u64>,
     failed: bool,
 }
@@ -68,16 +65,15 @@ impl Sparse {
         (start, end.saturating_sub(start))
     }
 
-    /// Where a table entry that is neither a hole nor zeros points, checked.
-    fn locate(&self, grain: u64, entry: u32) -> Result<Stored> {
-        let offset_bytes = u64::from(entry) * SECTOR_BYTES;
+    /// What is stored of a grain at the offset that its table says, checked.
+    fn locate(&self, grain: u64, offset_bytes: u64) -> Result<Stored> {
         let (start, length_bytes) = self.span(grain, grain + 1);
         let least_bytes = if self.header.compressed {
             MARKER_BYTES as u64
         } else {
             length_bytes
         };
-        let end = offset_bytes + least_bytes;
+        let end = offset_bytes.saturating_add(least_bytes);
         if end > self.window.length_bytes() {
             return Err(self.corrupt(format!(
                 "truncated: grain {grain} at offset {offset_bytes} lies past the end at {}",
@@ -184,7 +180,7 @@ thread_local! {
 
 impl Grains<'_> {
     /// The directory's entry for table `index`.
-    fn directory_entry(&mut self, index: u64) -> Result<u32> {
+    fn directory_entry(&mut self, index: u64) -> Result<u64> {
         let Directory::At {
             offset_bytes,
             entries,
@@ -194,14 +190,15 @@ impl Grains<'_> {
                 .sparse
                 .corrupt("the grain directory was not found".to_owned()));
         };
+        let entry_bytes = self.sparse.header.entry_bytes();
         let read = self.directory_first + self.directory.len() as u64;
         if index >= read || index < self.directory_first {
             let count = DIRECTORY_STEP.min(entries.saturating_sub(index));
-            let bytes = self
-                .sparse
-                .window
-                .read_vec(offset_bytes + index * 4, (count * 4) as usize)?;
-            self.directory = little_endian(&bytes);
+            let bytes = self.sparse.window.read_vec(
+                offset_bytes + index * entry_bytes,
+                (count * entry_bytes) as usize,
+            )?;
+            self.directory = little_endian(&bytes, entry_bytes);
             self.directory_first = index;
         }
         let entry = self.directory.get((index - self.directory_first) as usize);
@@ -216,20 +213,25 @@ impl Grains<'_> {
         if self.table_index == Some(index) {
             return Ok(true);
         }
-        let sector = self.directory_entry(index)?;
-        if sector == 0 {
-            return Ok(false);
-        }
-        let offset_bytes = u64::from(sector) * SECTOR_BYTES;
-        let sparse = self.sparse;
-        if sparse.header.overlaps_structure(offset_bytes, TABLE_BYTES) {
+        let entry = self.directory_entry(index)?;
+        let (sparse, header) = (self.sparse, &self.sparse.header);
+        let offset_bytes = match header.table(entry) {
+            Entry::Nothing => return Ok(false),
+            Entry::At(offset_bytes) => offset_bytes,
+            Entry::Zero | Entry::Nonsense => {
+                let what = format!("the grain directory's entry {index} is {entry:#x}");
+                return Err(sparse.corrupt(what));
+            }
+        };
+        if header.overlaps_structure(offset_bytes, header.table_bytes()) {
             return Err(sparse.corrupt(format!(
                 "grain table {index} at offset {offset_bytes} lies in the header or the grain \
                  directory"
             )));
         }
-        let bytes = sparse.window.read_vec(offset_bytes, TABLE_BYTES as usize)?;
-        self.table = little_endian(&bytes);
+        let length_bytes = header.table_bytes() as usize;
+        let bytes = sparse.window.read_vec(offset_bytes, length_bytes)?;
+        self.table = little_endian(&bytes, header.entry_bytes());
         self.table_index = Some(index);
         Ok(true)
     }
@@ -237,19 +239,29 @@ impl Grains<'_> {
     /// What grain `self.grain` is, and the first grain after it that may be something else.
     fn look(&mut self) -> Result<(Stored, u64)> {
         let sparse = self.sparse;
-        let index = self.grain / TABLE_ENTRIES;
-        let table_end = (index + 1) * TABLE_ENTRIES;
+        let table_entries = sparse.header.table_entries;
+        let index = self.grain / table_entries;
+        let table_end = (index + 1) * table_entries;
         if !self.load_table(index)? {
             return Ok((Stored::Hole, table_end));
         }
-        let rest = (self.grain % TABLE_ENTRIES) as usize;
+        let rest = (self.grain % table_entries) as usize;
         let entries = self.table.get(rest..).unwrap_or_default();
         let entry = entries.first().copied().unwrap_or(0);
         let alike = entries.iter().take_while(|next| **next == entry).count() as u64;
-        match entry {
-            0 => Ok((Stored::Hole, self.grain + alike)),
-            ZERO_GRAIN if sparse.header.zero_grains => Ok((Stored::Zero, self.grain + alike)),
-            _ => Ok((sparse.locate(self.grain, entry)?, self.grain + 1)),
+        match sparse.header.grain(entry) {
+            Entry::Nothing => Ok((Stored::Hole, self.grain + alike)),
+            Entry::Zero => Ok((Stored::Zero, self.grain + alike)),
+            Entry::At(offset_bytes) => {
+                let stored = sparse.locate(self.grain, offset_bytes)?;
+                Ok((stored, self.grain + 1))
+            }
+            Entry::Nonsense => {
+                let grain = self.grain;
+                Err(sparse.corrupt(format!(
+                    "the grain table's entry of grain {grain} is {entry:#x}"
+                )))
+            }
         }
     }
 
@@ -291,11 +303,14 @@ impl Iterator for Grains<'_> {
     }
 }
 
-fn little_endian(bytes: &[u8]) -> Vec<u32> {
-    let (entries, _) = bytes.as_chunks::<4>();
-    entries
-        .iter()
-        .map(|entry| u32::from_le_bytes(*entry))
+fn little_endian(bytes: &[u8], entry_bytes: u64) -> Vec<u64> {
+    let entry = |bytes: &[u8]| {
+        let bytes = bytes.iter().rev();
+        bytes.fold(0, |entry, byte| (entry << 8) | u64::from(*byte))
+    };
+    bytes
+        .chunks_exact(entry_bytes as usize)
+        .map(entry)
         .collect()
 }
 

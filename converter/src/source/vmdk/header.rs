@@ -12,11 +12,16 @@ pub(crate) const HEADER_BYTES: usize = 512;
 /// `gdOffset` of a header that leaves the truth to the footer.
 const GD_AT_END: u64 = u64::MAX;
 /// Entries of a grain table; the specification knows no other number.
-pub(super) const TABLE_ENTRIES: u64 = 512;
+const TABLE_ENTRIES: u64 = 512;
 /// Grains of 4 KiB to 2 MiB; the specification asks for a power of two above 4 KiB.
 const GRAIN_SECTORS: std::ops::RangeInclusive<u64> = 8..=4096;
 /// A descriptor has some KiB; a larger one is not looked at.
 pub(super) const MAX_DESCRIPTOR_BYTES: u64 = 1024 * 1024;
+
+/// A grain table entry that says zeros, if the header's flags allow it.
+const ZERO_GRAIN: u64 = 1;
+/// The upper half of an SE sparse directory entry that leads to a table.
+const ALLOCATED_TABLE: u64 = 0x1000_0000;
 
 const FLAG_NEWLINES: u32 = 1;
 const FLAG_ZERO_GRAINS: u32 = 1 << 2;
@@ -37,6 +42,31 @@ pub(crate) struct Header {
     pub directory: Directory,
     pub zero_grains: bool,
     pub compressed: bool,
+    /// Entries of a grain table.
+    pub table_entries: u64,
+    pub pointers: Pointers,
+}
+
+/// How the entries of the grain directory and of grain tables are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pointers {
+    /// 32-bit sectors of the file.
+    Sectors,
+    /// 64 bits with a type in the highest four, counting in two areas of the file (SE sparse).
+    Typed {
+        tables_bytes: u64,
+        grains_bytes: u64,
+    },
+}
+
+/// What an entry stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entry {
+    Nothing,
+    Zero,
+    /// At this offset of the file, which was not yet held against its end.
+    At(u64),
+    Nonsense,
 }
 
 /// Where the grain directory is.
@@ -96,7 +126,51 @@ impl Header {
             directory: directory(bytes, path, file_bytes, capacity_bytes, grain_bytes)?,
             zero_grains: flags & FLAG_ZERO_GRAINS != 0,
             compressed: compressed(bytes, path, flags)?,
+            table_entries: TABLE_ENTRIES,
+            pointers: Pointers::Sectors,
         })
+    }
+
+    pub(super) fn entry_bytes(&self) -> u64 {
+        match self.pointers {
+            Pointers::Sectors => 4,
+            Pointers::Typed { .. } => 8,
+        }
+    }
+
+    pub(super) fn table_bytes(&self) -> u64 {
+        self.table_entries * self.entry_bytes()
+    }
+
+    /// Where the grain table of a directory entry is.
+    pub(super) fn table(&self, entry: u64) -> Entry {
+        match self.pointers {
+            _ if entry == 0 => Entry::Nothing,
+            Pointers::Sectors => Entry::At(entry.saturating_mul(SECTOR_BYTES)),
+            Pointers::Typed { tables_bytes, .. } if entry >> 32 == ALLOCATED_TABLE => {
+                let within = (entry & u64::from(u32::MAX)).saturating_mul(self.table_bytes());
+                Entry::At(tables_bytes.saturating_add(within))
+            }
+            Pointers::Typed { .. } => Entry::Nonsense,
+        }
+    }
+
+    /// What a grain table's entry says of its grain.
+    pub(super) fn grain(&self, entry: u64) -> Entry {
+        match (self.pointers, entry >> 60) {
+            _ if entry == 0 => Entry::Nothing,
+            (Pointers::Sectors, _) if entry == ZERO_GRAIN && self.zero_grains => Entry::Zero,
+            (Pointers::Sectors, _) => Entry::At(entry.saturating_mul(SECTOR_BYTES)),
+            // Unmapped by the guest, or written as zeros.
+            (Pointers::Typed { .. }, 1 | 2) => Entry::Zero,
+            (Pointers::Typed { grains_bytes, .. }, 3) => {
+                // The lowest twelve bits of the index stand above the others.
+                let index = (entry >> 48 & 0xfff) | (entry << 16 >> 4);
+                let within = index.saturating_mul(self.grain_bytes);
+                Entry::At(grains_bytes.saturating_add(within))
+            }
+            (Pointers::Typed { .. }, _) => Entry::Nonsense,
+        }
     }
 
     /// Sectors that the header and the grain directory occupy must not be tables or grains.
@@ -106,7 +180,7 @@ impl Header {
             Directory::At {
                 offset_bytes: start,
                 entries,
-            } => offset_bytes < start.saturating_add(entries * 4) && end > start,
+            } => offset_bytes < start.saturating_add(entries * self.entry_bytes()) && end > start,
             Directory::Footer => false,
         };
         offset_bytes < HEADER_BYTES as u64 || inside_directory
@@ -185,7 +259,13 @@ fn directory(
     })
 }
 
-fn within(path: &Path, what: &str, offset: u64, length: u64, file_bytes: u64) -> Result<()> {
+pub(super) fn within(
+    path: &Path,
+    what: &str,
+    offset: u64,
+    length: u64,
+    file_bytes: u64,
+) -> Result<()> {
     match offset.checked_add(length) {
         Some(end) if end <= file_bytes => Ok(()),
         _ => Err(corrupt(

@@ -1,5 +1,5 @@
-//! VMDK (Virtual Disk Format 5.0): streamOptimized, monolithicSparse, monolithicFlat, VMFS flat and
-//! the two-gigabyte splits.
+//! VMDK (Virtual Disk Format 5.0): streamOptimized, monolithicSparse, monolithicFlat, the VMFS
+//! forms, the two-gigabyte splits, and delta disks over their parents.
 //!
 //! Files that a descriptor names are opened by the caller's lookup, never by path.
 pub(super) mod descriptor;
@@ -7,6 +7,7 @@ mod grain;
 pub(super) mod header;
 #[cfg(test)]
 mod tests;
+pub(super) mod vmfs;
 
 use std::path::Path;
 
@@ -15,6 +16,8 @@ use self::grain::{Grains, Sparse, header_bytes};
 use self::header::{Directory, HEADER_BYTES, Header, MAX_DESCRIPTOR_BYTES};
 use super::Lookup;
 use super::flat::FlatExtents;
+use super::overlay::Overlay;
+use super::parent;
 use crate::disk::{
     Extent, Extents, GuestOffset, Image, Packed, SECTOR_BYTES, Stored, Unpacked, Window,
     check_capacity, corrupt, unsupported,
@@ -45,19 +48,115 @@ enum Part {
     },
 }
 
-/// Opens a sparse file that carries its own descriptor. Also returns its `createType`.
-pub(super) fn open_sparse(window: Window) -> Result<(Vmdk, String)> {
-    let header = read_header(&window)?;
-    let path = window.path();
-    let Some((offset_bytes, length_bytes)) = header.descriptor else {
-        return Err(Error::invalid(format!(
-            "{} is one extent of a split VMDK, without the descriptor",
-            path.display()
-        ))
-        .with_remedy("convert the descriptor (the .vmdk without -s001) instead"));
-    };
-    let text = window.read_vec(offset_bytes, length_bytes)?;
-    let descriptor = Descriptor::parse(&text, path)?;
+/// Opens a VMDK and, by `lookup`, its extents and parents. Also returns its `createType`.
+pub(super) fn open(window: Window, lookup: Lookup<'_>) -> Result<(Box<dyn Image>, String)> {
+    let mut layer = Layer::read(window)?;
+    let create_type = layer.descriptor.create_type.clone();
+    let mut paths = Vec::new();
+    let mut directory = String::new();
+    let mut images = Vec::new();
+    loop {
+        let path = layer.window.path().to_path_buf();
+        let below = layer.descriptor.parent.clone();
+        let image = layer.open(&directory, lookup)?;
+        if below.is_some()
+            && image
+                .parts
+                .iter()
+                .any(|part| matches!(part, Part::Flat { .. }))
+        {
+            return Err(unsupported(&path, "a VMDK delta disk with a flat extent"));
+        }
+        images.push(image);
+        let Some(below) = below else { break };
+        parent::check_chain(&path, images.len(), paths.contains(&path))?;
+        let open = |window: Window| Layer::parent_of(&path, below.content_id, window);
+        let hints = [below.hint.clone()];
+        (layer, directory) = parent::find(&path, &directory, &hints, lookup, open)?;
+        paths.push(path);
+    }
+    let mut flattened: Option<Box<dyn Image>> = None;
+    while let Some(upper) = images.pop() {
+        flattened = Some(match flattened {
+            Some(lower) => Box::new(Overlay::new(Box::new(upper), lower)),
+            None => Box::new(upper),
+        });
+    }
+    let image = flattened.ok_or_else(|| Error::invalid("a VMDK chain without a disk"))?;
+    Ok((image, create_type))
+}
+
+/// One disk of a chain, of which only the descriptor was read.
+struct Layer {
+    window: Window,
+    /// `None`: the file is nothing but a descriptor.
+    header: Option<Header>,
+    descriptor: Descriptor,
+}
+
+impl Layer {
+    fn read(window: Window) -> Result<Self> {
+        let path = window.path();
+        let is_sparse = window.length_bytes() >= HEADER_BYTES as u64
+            && header_bytes(&window, 0)?.starts_with(&header::MAGIC);
+        let header = is_sparse.then(|| read_header(&window)).transpose()?;
+        let text = match &header {
+            Some(header) => {
+                let (offset_bytes, length_bytes) =
+                    header.descriptor.ok_or_else(|| no_descriptor(path))?;
+                window.read_vec(offset_bytes, length_bytes)?
+            }
+            None if window.length_bytes() > MAX_DESCRIPTOR_BYTES => {
+                return Err(corrupt(path, "the VMDK descriptor is larger than 1 MiB"));
+            }
+            None => window.read_vec(0, window.length_bytes() as usize)?,
+        };
+        let descriptor = Descriptor::parse(&text, path)?;
+        Ok(Self {
+            window,
+            header,
+            descriptor,
+        })
+    }
+
+    /// Reads what `child` takes for its parent, and refuses another or a changed disk.
+    fn parent_of(child: &Path, content_id: u32, window: Window) -> Result<Self> {
+        let parent = Self::read(window)?;
+        if parent.descriptor.content_id == Some(content_id) {
+            return Ok(parent);
+        }
+        let what = format!(
+            "it is not the parent that {} knows: the CID is {:08x}, not {content_id:08x}",
+            child.display(),
+            parent.descriptor.content_id.unwrap_or(u32::MAX),
+        );
+        Err(corrupt(parent.window.path(), what))
+    }
+
+    /// Opens the extents; `directory` is where the disk was found, relative to the lookup's.
+    fn open(self, directory: &str, lookup: Lookup<'_>) -> Result<Vmdk> {
+        match self.header {
+            Some(header) => Ok(sparse_image(self.window, header)),
+            None => split_image(self.window.path(), &self.descriptor, &|name| {
+                if directory.is_empty() || name.starts_with('/') {
+                    return lookup(name);
+                }
+                lookup(&format!("{directory}/{name}"))
+            }),
+        }
+    }
+}
+
+/// An extent that was given instead of the descriptor that knows what it is a part of.
+pub(super) fn no_descriptor(path: &Path) -> Error {
+    Error::invalid(format!(
+        "{} is one extent of a VMDK, without the descriptor",
+        path.display()
+    ))
+    .with_remedy("convert the descriptor (the .vmdk without -s001, -delta or -sesparse) instead")
+}
+
+fn sparse_image(window: Window, header: Header) -> Vmdk {
     let capacity_bytes = header.capacity_bytes;
     let sparse = Sparse {
         file: 0,
@@ -66,22 +165,15 @@ pub(super) fn open_sparse(window: Window) -> Result<(Vmdk, String)> {
         length_bytes: capacity_bytes,
         header,
     };
-    let image = Vmdk {
+    Vmdk {
         files: vec![window],
         parts: vec![Part::Sparse(sparse)],
         capacity_bytes,
-    };
-    Ok((image, descriptor.create_type))
+    }
 }
 
-/// Opens a descriptor file and, by `lookup`, the extents that it names.
-pub(super) fn open_descriptor(window: &Window, lookup: Lookup<'_>) -> Result<(Vmdk, String)> {
-    let path = window.path();
-    if window.length_bytes() > MAX_DESCRIPTOR_BYTES {
-        return Err(corrupt(path, "the VMDK descriptor is larger than 1 MiB"));
-    }
-    let text = window.read_vec(0, window.length_bytes() as usize)?;
-    let descriptor = Descriptor::parse(&text, path)?;
+/// Opens the extents that a descriptor names.
+fn split_image(path: &Path, descriptor: &Descriptor, lookup: Lookup<'_>) -> Result<Vmdk> {
     let mut opened = Opened::default();
     let mut parts = Vec::with_capacity(descriptor.extents.len());
     let mut sectors = 0u64;
@@ -98,12 +190,11 @@ pub(super) fn open_descriptor(window: &Window, lookup: Lookup<'_>) -> Result<(Vm
     if sectors == 0 {
         return Err(corrupt(path, "the VMDK descriptor claims a capacity of 0"));
     }
-    let image = Vmdk {
+    Ok(Vmdk {
         files: opened.files,
         parts,
         capacity_bytes: sectors * SECTOR_BYTES,
-    };
-    Ok((image, descriptor.create_type))
+    })
 }
 
 /// The files opened so far, each once however many extents name it.
@@ -184,8 +275,11 @@ impl Opened {
 fn read_header(window: &Window) -> Result<Header> {
     let (path, file_bytes) = (window.path(), window.length_bytes());
     let bytes = header_bytes(window, 0)?;
-    if bytes.starts_with(b"COWD") {
-        return Err(unsupported(path, "a VMFS sparse (COWD) extent"));
+    if bytes.starts_with(&vmfs::COWD_MAGIC) {
+        return vmfs::cowd(window);
+    }
+    if bytes.starts_with(&vmfs::SE_MAGIC) {
+        return vmfs::se_sparse(window);
     }
     let header = Header::parse(&bytes, path, file_bytes)?;
     if header.directory != Directory::Footer {

@@ -103,11 +103,7 @@ fn no_files(name: &str) -> Result<Window> {
 /// Opens the bytes as whatever they look like and reads everything that the map says is stored.
 fn read_all(bytes: &[u8]) -> Result<Vec<u8>> {
     let window = window(bytes);
-    let (image, _) = if bytes.starts_with(&header::MAGIC) {
-        open_sparse(window)?
-    } else {
-        open_descriptor(&window, &no_files)?
-    };
+    let (image, _) = open(window, &no_files)?;
     let mut read = Vec::new();
     let mut end = 0;
     for extent in image.extents() {
@@ -274,7 +270,7 @@ fn a_split_descriptor_reads_its_parts_and_only_what_the_lookup_gives() {
         _ => no_files(name),
     };
     let lines = "RW 2 FLAT \"flat\" 6\nRW 4 ZERO\nRW 0 ZERO\nRW 1000 SPARSE \"sparse\"\n";
-    let (image, _) = open_descriptor(&window(&text(lines)), &lookup).unwrap();
+    let (image, _) = open(window(&text(lines)), &lookup).unwrap();
     assert_eq!(image.capacity_bytes(), 1006 * 512);
     let extents: Vec<_> = image.extents().map(|extent| extent.unwrap()).collect();
     assert_eq!(
@@ -300,15 +296,13 @@ fn a_split_descriptor_reads_its_parts_and_only_what_the_lookup_gives() {
         ("RW 0 ZERO", ErrorKind::Corrupt),
     ];
     for (lines, kind) in cases {
-        let error = open_descriptor(&window(&text(lines)), &lookup)
-            .err()
-            .unwrap();
+        let error = open(window(&text(lines)), &lookup).err().unwrap();
         assert_eq!(error.kind, kind, "{lines}: {error}");
     }
     let large = tempfile::tempfile().unwrap();
     large.set_len(1 << 30).unwrap();
     let large = Window::whole(large, &PathBuf::from("x.vmdk")).unwrap();
-    assert!(open_descriptor(&large, &lookup).is_err());
+    assert!(open(large, &lookup).is_err());
 }
 
 #[test]
@@ -321,8 +315,6 @@ fn a_part_of_a_split_disk_asks_for_its_descriptor() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
     /// Any few bytes may change: an error or a reading, never a panic or a hang.
     #[test]
     fn mutations_do_no_harm(
