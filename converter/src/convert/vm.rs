@@ -77,9 +77,21 @@ pub fn vm(
     let mut disks = Vec::with_capacity(appliance.disks.len());
     let mut described = Vec::with_capacity(appliance.disks.len());
     let mut files = Vec::with_capacity(appliance.disks.len());
-    for (index, disk) in appliance.disks.iter().enumerate() {
+    let names: Vec<String> = (0..appliance.disks.len())
+        .map(|index| file_name(order, index))
+        .collect();
+    if let Some(twice) = names
+        .iter()
+        .skip(1)
+        .find(|name| names.first() == Some(name))
+    {
+        return Err(
+            Error::invalid(format!("two disks would be called {twice:?}"))
+                .with_remedy("choose another output.filename"),
+        );
+    }
+    for (index, (disk, file)) in appliance.disks.iter().zip(names).enumerate() {
         on_disk(index + 1, disk);
-        let file = file_name(order, index);
         let report = copy(disk, &order.directory.join(&file), order.plan, observer)?;
         described.push(describe(disk, &file, &report));
         disks.push(record(disk, &file, &report));

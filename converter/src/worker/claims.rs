@@ -85,10 +85,11 @@ impl Dispatcher {
     /// Whether a job that another converter claimed owns this disk: that one's to take. Judged for
     /// every claim once a second converter was met, and now and then before.
     fn is_owned_elsewhere(&mut self, name: &str) -> bool {
-        if !self.has_peers && self.peers_looked_for.elapsed() < PEERS_INTERVAL {
+        let recently = |then: Instant| then.elapsed() < PEERS_INTERVAL;
+        if !self.has_peers && self.peers_looked_for.is_some_and(recently) {
             return false;
         }
-        self.peers_looked_for = Instant::now();
+        self.peers_looked_for = Some(Instant::now());
         let (backlog, active) = (&self.backlog, &self.active);
         let known = |id| backlog.contains(id) || active.contains_key(&id);
         match self.arrivals.owned_elsewhere(&self.spool, &known) {

@@ -66,7 +66,7 @@ pub struct Dispatcher {
     requests_due: bool,
     /// Whether another converter's jobs were met in this queue, and when they were looked for.
     pub(super) has_peers: bool,
-    pub(super) peers_looked_for: Instant,
+    pub(super) peers_looked_for: Option<Instant>,
 }
 
 impl Dispatcher {
@@ -101,7 +101,7 @@ impl Dispatcher {
             last_hint: now,
             requests_due: true,
             has_peers: false,
-            peers_looked_for: now,
+            peers_looked_for: None,
         })
     }
 
@@ -235,7 +235,7 @@ impl Dispatcher {
         self.last_scan = long_ago.unwrap_or(self.last_scan);
     }
 
-    fn reload(&mut self, mut instance: Instance) {
+    pub(super) fn reload(&mut self, mut instance: Instance) {
         if instance.directories != self.instance.directories {
             tracing::warn!("directories change only with a restart; the rest is reloaded");
             instance.directories = self.instance.directories.clone();

@@ -12,6 +12,8 @@ mod control;
 mod dispatch;
 mod launch;
 mod log;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::sync::Arc;

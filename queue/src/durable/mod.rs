@@ -9,8 +9,11 @@ mod host;
 use std::any::Any;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
+
+use ulid::Ulid;
 
 pub use host::HostVolume;
 
@@ -78,13 +81,32 @@ static ASIDE: AtomicU64 = AtomicU64::new(0);
 /// The marker in the names of files that are written aside.
 pub const ASIDE_SUFFIX: &str = ".tmp";
 
+/// Two hosts or containers of one queue may well have the same process id.
+static PROCESS: LazyLock<Ulid> = LazyLock::new(Ulid::new);
+
 fn aside(path: &Path) -> PathBuf {
     let number = ASIDE.fetch_add(1, Ordering::Relaxed);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(
-        ".{name}.{}-{number}{ASIDE_SUFFIX}",
-        std::process::id()
-    ))
+    let name = beginning(&name, 128);
+    path.with_file_name(format!(".{name}.{}-{number}{ASIDE_SUFFIX}", *PROCESS))
+}
+
+/// `name.<tag>`, of which the name is cut where the file system could not hold it all.
+pub fn tagged(name: &str, tag: &str) -> String {
+    let room = NAME_MAX.saturating_sub(tag.len() + 1);
+    format!("{}.{tag}", beginning(name, room))
+}
+
+/// The longest file name, in bytes (limits.h).
+const NAME_MAX: usize = 255;
+
+/// At most `max_bytes` of a text's beginning.
+pub fn beginning(text: &str, max_bytes: usize) -> &str {
+    let mut end = max_bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
 }
 
 /// The directory that holds `path`.
@@ -187,7 +209,7 @@ pub fn move_into(
     if volume.stat(from)?.is_none() {
         return Ok(None);
     }
-    for candidate in [name.to_owned(), format!("{name}.{tag}")] {
+    for candidate in [name.to_owned(), tagged(name, tag)] {
         let to = into.join(candidate);
         if volume.rename_new(from, &to)? {
             return Ok(Some(to));

@@ -329,10 +329,14 @@ pub struct Status {
 }
 
 impl Status {
-    /// How old the heartbeat is; `None` if its time cannot be read.
+    /// How far the heartbeat is from now; `None` if its time cannot be read. One from the future is
+    /// as old as it is ahead: after the clock was set back, a dead daemon's must not look fresh.
     pub fn age(&self, now: SystemTime) -> Option<Duration> {
         let updated = parse_timestamp(&self.updated_at)?;
-        Some(now.duration_since(updated).unwrap_or_default())
+        Some(
+            now.duration_since(updated)
+                .unwrap_or_else(|ahead| ahead.duration()),
+        )
     }
 
     /// Whether the daemon beat its heart lately: a stale one is never shown as running.
@@ -348,4 +352,22 @@ pub fn timestamp(time: SystemTime) -> String {
 
 pub fn parse_timestamp(text: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339_weak(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_from_the_future_is_no_sign_of_life() {
+        let now = SystemTime::now();
+        for (ahead_seconds, fresh) in [(0, true), (2, true), (3600, false)] {
+            let beaten = now + Duration::from_secs(ahead_seconds);
+            let status = Status {
+                updated_at: timestamp(beaten),
+                ..Status::default()
+            };
+            assert_eq!(status.is_fresh(now), fresh, "{ahead_seconds}");
+        }
+    }
 }

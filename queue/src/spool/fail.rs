@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::held::Job;
 use super::memory::{self, Memory, Stage, Take};
+use super::place::REPORT_SUFFIX;
 use crate::durable::{self, EntryKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{Failure, JobState, record};
@@ -135,7 +136,15 @@ impl Job {
         let archived = self.archived_takes()?;
         let named_after = match archived.first() {
             Some(take) => take.from.trim_start_matches(".errors/").to_owned(),
-            None => format!("{}.{}", self.memory.drop, self.id()),
+            None => durable::tagged(&self.memory.drop, &self.id().to_string()),
+        };
+        let named_after = if named_after.len() + REPORT_SUFFIX.len() <= 255 {
+            named_after
+        } else {
+            durable::tagged(
+                durable::beginning(&named_after, 128),
+                &self.id().to_string(),
+            )
         };
         self.record.archived = archived
             .iter()
@@ -148,7 +157,7 @@ impl Job {
             archived,
             job: self.memory.clone(),
         };
-        let path = errors.join(format!("{named_after}{}", super::place::REPORT_SUFFIX));
+        let path = errors.join(format!("{named_after}{}", REPORT_SUFFIX));
         durable::replace(self.volume(), &path, &memory::to_json(&report)?)?;
         self.save_record(true)
     }
@@ -166,7 +175,7 @@ impl Job {
             if takes.iter().any(|known| known.to == top) {
                 continue;
             }
-            let tagged = format!("{top}.{}", self.id());
+            let tagged = durable::tagged(&top, &self.id().to_string());
             let name = if self.volume().stat(&errors.join(&tagged))?.is_some() {
                 tagged
             } else {

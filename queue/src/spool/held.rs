@@ -89,7 +89,7 @@ impl Job {
     /// Takes a disk that was dropped before its owner and converted by `other` on its own.
     pub fn take_archived(&mut self, name: &str, other: JobId) -> Result<bool> {
         for from in [
-            format!(".processed/{name}.{other}"),
+            format!(".processed/{}", durable::tagged(name, &other.to_string())),
             format!(".processed/{name}"),
         ] {
             if self.take_from(Take {

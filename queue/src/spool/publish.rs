@@ -273,7 +273,7 @@ impl Job {
             let from = source.join(&entry.name);
             // No drop's name may be taken for a report of ours, or stand where one will.
             let named = if name.ends_with(REPORT_SUFFIX) {
-                format!("{name}.{tag}")
+                durable::tagged(&name, &tag)
             } else {
                 name.clone()
             };

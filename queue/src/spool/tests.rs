@@ -255,3 +255,22 @@ fn any_retry_delay_is_one() {
     let fate = job.fail(&Error::new(ErrorKind::Io, "x")).unwrap();
     assert!(matches!(fate, Fate::Retried { .. }));
 }
+
+#[test]
+fn the_longest_names_end_like_any_other() {
+    let site = Site::new();
+    let name = format!("{}.vmdk", "n".repeat(250));
+    for round in 0..2 {
+        site.must_convert(site.claim(&name, "vm", ""));
+        let failed = site.claim(&name, "vm", "");
+        let id = failed.id();
+        failed.fail(&corrupt()).unwrap();
+        assert_eq!(site.spool.reports().unwrap().len(), round + 1);
+        if round == 1 {
+            site.spool.retry(id).unwrap();
+            site.must_convert(site.hold(id));
+        }
+    }
+    let left = fs::read_dir(site.spool.directories.processing()).unwrap();
+    assert_eq!(left.count(), 0);
+}

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use converter::error::{Error, Result};
-use queue::durable::{self, HostVolume, Volume};
+use queue::durable::{self, EntryKind, HostVolume, Stat, Volume};
 use queue::job::VmName;
 
 /// Where a conversion's result goes.
@@ -42,6 +42,8 @@ pub struct Staging {
     result: PathBuf,
     link: Option<PathBuf>,
     overwrite: bool,
+    /// Only what this made is removed again.
+    is_ours: bool,
 }
 
 impl Staging {
@@ -56,15 +58,17 @@ impl Staging {
         };
         let parent = durable::parent(&result);
         let directory = parent.join(format!(".{name}.{}.part", std::process::id()));
-        let staging = Self {
+        let mut staging = Self {
             volume: HostVolume,
             directory,
             result,
             link,
             overwrite,
+            is_ours: false,
         };
         staging.check()?;
         staging.volume.create_dir(&staging.directory, 0o755)?;
+        staging.is_ours = true;
         Ok(staging)
     }
 
@@ -74,6 +78,19 @@ impl Staging {
             if taken && !self.overwrite {
                 return Err(self.in_the_way(path));
             }
+        }
+        let is_directory = self.volume.stat(&self.result)?.is_some_and(is_directory);
+        if is_directory
+            && self
+                .volume
+                .stat(&self.result.join("metadata.json"))?
+                .is_none()
+        {
+            return Err(Error::invalid(format!(
+                "{} is no result of a conversion, and is not overwritten",
+                self.result.display()
+            ))
+            .with_remedy("move it away, or choose another output"));
         }
         Ok(())
     }
@@ -133,12 +150,45 @@ impl Staging {
     }
 }
 
+fn is_directory(stat: Stat) -> bool {
+    stat.kind == EntryKind::Directory
+}
+
 impl Drop for Staging {
     fn drop(&mut self) {
+        if !self.is_ours {
+            return;
+        }
         // What cannot be removed is ours, hidden, and named after this process.
         let _ = durable::remove_tree(&self.volume, &self.directory);
         let _ = self
             .volume
             .remove_file(&self.directory.with_extension("link"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overwrites_results_and_nothing_else() {
+        let top = tempfile::tempdir().unwrap();
+        let place = Place::Directory(top.path().to_path_buf());
+        let name = VmName::new("vm").unwrap();
+        let foreign = top.path().join("vm");
+        std::fs::create_dir(&foreign).unwrap();
+        std::fs::write(foreign.join("thesis.odt"), "mine").unwrap();
+        assert!(Staging::create(&place, &name, "qcow2", true).is_err());
+        std::fs::rename(&foreign, top.path().join("mine")).unwrap();
+        for overwrite in [false, true] {
+            let staging = Staging::create(&place, &name, "qcow2", overwrite).unwrap();
+            // Another process of the same number, on another host.
+            assert!(Staging::create(&place, &name, "qcow2", true).is_err());
+            std::fs::write(staging.directory().join("vm.qcow2"), "x").unwrap();
+            std::fs::write(staging.directory().join("metadata.json"), "{}").unwrap();
+            staging.publish("vm.qcow2").unwrap();
+            assert!(top.path().join("vm.qcow2").is_file());
+        }
     }
 }
