@@ -87,7 +87,8 @@ impl Roots {
     pub fn open_path(&self, path: &Path) -> Result<(File, PathBuf)> {
         for root in std::iter::once(&self.job).chain(&self.sources) {
             if let Ok(beneath) = path.strip_prefix(&root.path) {
-                return Ok((open_beneath(root, beneath)?, path.to_path_buf()));
+                let file = open_beneath(root, beneath).map_err(|error| link(error, path))?;
+                return Ok((file, path.to_path_buf()));
             }
         }
         Err(Error::invalid(format!(
@@ -98,6 +99,16 @@ impl Roots {
             "put the file beside the one that names it, or add its directory to source_roots",
         ))
     }
+}
+
+/// A link is no trouble of the disk that time could heal. The number stays below, for `refine`.
+fn link(error: Error, path: &Path) -> Error {
+    let Some(number @ nix::libc::ELOOP) = error.os_error() else {
+        return error;
+    };
+    Error::invalid(format!("{} is a link, or lies behind one", path.display()))
+        .with_remedy("links are never followed: copy the file itself")
+        .with_source(std::io::Error::from_raw_os_error(number))
 }
 
 fn refine(error: Error, referrer: &Path, name: &str) -> Error {
@@ -223,5 +234,8 @@ mod tests {
             let error = roots.open_reference(&referrer, name).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Invalid, "{name}: {error}");
         }
+        // Also as the drop itself: it is not tried again.
+        let error = roots.open_path(&job.join("link")).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
     }
 }

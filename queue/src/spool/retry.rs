@@ -22,12 +22,17 @@ impl Spool {
         }
     }
 
-    /// The same of the job whose report lies at `path`; `None` if it is no report.
+    /// The same of the failed job whose report lies at `path`; `None` if it is no such report. Who
+    /// cancelled a job wants it back only by its name.
     pub fn retry_report(&self, path: &Path) -> Result<Option<JobId>> {
         let Some(report) = self.read_report(path)? else {
             return Ok(None);
         };
         let id = report.job.job_id;
+        let record = self.record(id)?;
+        if record.is_some_and(|record| record.state == JobState::Cancelled) {
+            return Ok(None);
+        }
         self.check_retry(id)?;
         self.put_back_failed(path, report)?;
         Ok(Some(id))

@@ -274,3 +274,18 @@ fn the_longest_names_end_like_any_other() {
     let left = fs::read_dir(site.spool.directories.processing()).unwrap();
     assert_eq!(left.count(), 0);
 }
+
+#[test]
+fn what_was_cancelled_comes_back_only_by_its_name() {
+    let site = Site::new();
+    let cancelled = site.claim("a.vmdk", "a", "");
+    let id = cancelled.id();
+    cancelled
+        .fail(&Error::new(ErrorKind::Cancelled, "cancelled by request"))
+        .unwrap();
+    let reports = site.spool.reports().unwrap();
+    assert_eq!(site.spool.retry_report(&reports[0]).unwrap(), None);
+    assert!(site.spool.jobs().unwrap().is_empty());
+    site.spool.retry(id).unwrap();
+    assert_eq!(site.spool.jobs().unwrap(), [id]);
+}

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use converter::convert::vm::{self, Converted, Order};
 use converter::convert::wishes::Wishes;
-use converter::error::{Error, Result};
+use converter::error::{Error, ErrorKind, Result};
 use converter::source::{self, Appliance};
 use queue::instance::Config;
 use queue::instance::config::Libvirt;
@@ -48,7 +48,10 @@ pub fn run(args: &ConvertArgs) -> ExitCode {
                 }
                 outcomes.push(outcome);
             }
-            Err(error) => {
+            Err(mut error) => {
+                if error.kind == ErrorKind::Cancelled {
+                    error = error.with_remedy("nothing is left of it");
+                }
                 if args.json && !outcomes.is_empty() {
                     output::json(&outcomes);
                 }

@@ -48,7 +48,8 @@ pub struct Args {
     /// Provider local: a directory of disks, or one disk file
     #[arg(long, value_name = "PATH", conflicts_with = "batch")]
     pub source: Option<PathBuf>,
-    /// Puts the disks into DIR/<vm>/; with --pipeline they stay there beside the result
+    /// Puts the disks into DIR/<vm>/; with --pipeline they are kept there, and the result goes to
+    /// --hyper2kvm-output-dir
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Writes manifest.json beside the disks
@@ -77,11 +78,11 @@ pub struct Args {
     /// The instance's results [default: as configured, else /var/lib/hyper2kvm/output]
     #[arg(long, value_name = "DIR")]
     pub hyper2kvm_output_dir: Option<PathBuf>,
-    /// How often the job is looked at
+    /// How often the job is looked at (1 to 60)
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=60))]
     pub hyper2kvm_poll_interval: u64,
-    /// When to stop waiting; the job itself goes on
+    /// When to stop waiting (1 to 240); the job itself goes on
     #[arg(long, value_name = "MINUTES", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=240))]
     pub hyper2kvm_daemon_timeout: u64,
