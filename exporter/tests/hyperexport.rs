@@ -296,6 +296,7 @@ fn a_daemon_without_records_is_believed_but_not_its_past() {
 fn without_a_daemon_it_warns_and_converts_directly() {
     let bench = Bench::new();
     let script = "test \"$1 $3\" = 'convert --output' && test -f \"$2/manifest.json\" || exit 9\n\
+                  case \"$*\" in *--overwrite*) ;; *) exit 8 ;; esac\n\
                   mkdir -p \"$4/web\" && cp \"$2/web_1.raw\" \"$4/web.qcow2\"\n\
                   echo '<domain/>' > \"$4/web/domain.xml\"";
     let converter = bench.script("converter", script);
@@ -444,6 +445,15 @@ fn wrong_usage_and_wrong_queue_have_their_codes() {
         ]),
         2,
     );
+    // A mistyped instance would get directories of its own.
+    let mistyped = Command::new(env!("CARGO_BIN_EXE_hyperexport"))
+        .env("HYPER2KVM_CONFIG_DIR", bench.path("etc"))
+        .args(["--vm", "vm", "--hyper2kvm-daemon"])
+        .args(["--hyper2kvm-instance", "nosuch"])
+        .output()
+        .unwrap();
+    expect(&mistyped, 2);
+    assert!(text(&mistyped.stderr).contains("no instance nosuch"));
     bench.beat(SystemTime::now());
     std::fs::remove_dir(bench.path("queue/.incoming")).unwrap();
     let output = bench.submit(&[]);

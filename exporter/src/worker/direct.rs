@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use queue::instance::{Compress, GuestFix, Instance};
+use queue::instance::{Compress, GuestFix, Instance, OnConflict};
 use queue::job::VmName;
 
 use super::follow::Ending;
@@ -96,6 +96,9 @@ fn command(converter: &Path, job: &Path, instance: &Instance) -> Command {
     }
     if config.guest.fix == GuestFix::Off {
         command.arg("--no-fix");
+    }
+    if config.on_conflict == OnConflict::Replace {
+        command.arg("--overwrite");
     }
     command
 }

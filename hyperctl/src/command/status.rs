@@ -73,7 +73,7 @@ pub fn nothing(vm: &str) -> Stop {
 fn timed_out(exit: Exit) -> Result<Exit> {
     match exit {
         Exit::TimedOut => Err(Stop::new(exit, "timed out before every job had ended")
-            .with_remedy("the jobs go on; `hyperctl status` shows them")),
+            .with_remedy("`hyperctl list` shows the jobs and what is not claimed yet")),
         _ => Ok(exit),
     }
 }

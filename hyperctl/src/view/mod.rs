@@ -100,6 +100,9 @@ impl Place {
         if path.is_dir() && !path.join("manifest.json").exists() {
             return "is a directory without a manifest.json".to_owned();
         }
+        if !path.is_dir() && whole::is_complete(&path).is_ok_and(|complete| !complete) {
+            return "is not complete yet".to_owned();
+        }
         let scope = Scope {
             base: queue,
             queue,

@@ -52,7 +52,7 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
             "late queued 3m #3 low",
             "a-job new - is a directory without a manifest.json",
             "b.vmdk new - names \"b-flat.vmdk\", which is not there",
-            "fresh.ova new - is not claimed yet",
+            "fresh.ova new - is not complete yet",
             "broken failed 1m grain 7 of web.vmdk is damaged: inflate failed",
             "done completed 1m 3.0 GiB",
         ]

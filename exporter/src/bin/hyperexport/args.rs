@@ -6,7 +6,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use exporter::error::{Error, ErrorKind, Result};
 use exporter::worker::follow::Patience;
 use exporter::worker::{Route, direct};
-use queue::instance::{DEFAULT, Instance};
+use queue::instance::{DEFAULT, Instance, config_path};
 
 const MAX_BATCH_BYTES: u64 = 1024 * 1024;
 
@@ -160,7 +160,16 @@ impl Args {
 
     /// The instance with the directories that the flags name.
     pub fn instance(&self) -> Result<Instance> {
-        let mut instance = Instance::load(&self.hyper2kvm_instance)?;
+        let name = &self.hyper2kvm_instance;
+        let mut instance = Instance::load(name)?;
+        let placed = self.hyper2kvm_watch_dir.is_some() || self.hyper2kvm_output_dir.is_some();
+        if !placed && name != DEFAULT && !Instance::discover()?.contains(name) {
+            let (config, queue) = (config_path(name), instance.directories.queue.display());
+            return Err(usage(&format!(
+                "there is no instance {name}: neither {} nor {queue} exists",
+                config.display()
+            )));
+        }
         let absolute = |path: &Path| {
             std::path::absolute(path).map_err(|error| Error::io("resolve", path, error))
         };
