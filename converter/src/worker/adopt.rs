@@ -21,7 +21,7 @@ impl Dispatcher {
         let mut missing = Vec::new();
         for name in names {
             // One that is in the queue is a new one: it only is not whole yet.
-            if self.arrivals.is_there(&name) || !self.adopt(job, &name)? {
+            if self.arrivals.is_there(&name) || !self.adopt(job, &name, overdue)? {
                 missing.push(name);
             }
         }
@@ -44,7 +44,7 @@ impl Dispatcher {
             .any(|id| drop_of(id).as_deref() == Some(name))
     }
 
-    fn adopt(&mut self, job: &mut Job, name: &str) -> Result<bool> {
+    fn adopt(&mut self, job: &mut Job, name: &str, overdue: bool) -> Result<bool> {
         if let Some(other) = self.backlog.bare_disk(name) {
             let Hold::Job(other) = self.spool.hold(other)? else {
                 return Ok(false);
@@ -59,7 +59,7 @@ impl Dispatcher {
         self.bare_disks
             .retain(|(time, _, _)| time.elapsed() < ADOPTION_WINDOW);
         // Whoever delivers a new disk under an old one's name begins with it meanwhile.
-        if job.age() < ADOPTION_GRACE {
+        if job.age() < ADOPTION_GRACE && !overdue {
             return Ok(false);
         }
         let lately = self
