@@ -240,7 +240,7 @@ fn speed(programs: &Path, top: &Path) -> Result<()> {
     let (raw, vmdk) = (top.join("files.raw"), top.join("files.vmdk"));
     let tree = top.join("tree");
     fs::create_dir(&tree)?;
-    for dir in ["/usr/lib", "/usr/share"] {
+    for dir in ["/usr/lib/x86_64-linux-gnu", "/usr/share"] {
         run(Command::new("sh")
             .args([
                 "-c",
