@@ -3,6 +3,7 @@
 //! It alone decides; the watcher, the workers and the signals only send it messages.
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,7 @@ pub struct Dispatcher {
     pub(super) complaints: HashMap<String, String>,
     pub(super) sender: Sender<Message>,
     receiver: Receiver<Message>,
+    unread_hints: Arc<AtomicUsize>,
     network: bool,
     last_scan: Instant,
     pub(super) told_positions: Instant,
@@ -75,7 +77,7 @@ impl Dispatcher {
         spool: Spool,
         board: Arc<Board>,
         host: &str,
-        channel: (Sender<Message>, Receiver<Message>),
+        channel: (Sender<Message>, Receiver<Message>, Arc<AtomicUsize>),
     ) -> Result<Self> {
         let network = queue::instance::is_network(&instance.directories.queue)?;
         let arrivals = Arrivals::new(spool.directories.clone(), terms(&instance, network));
@@ -95,6 +97,7 @@ impl Dispatcher {
             complaints: HashMap::new(),
             sender: channel.0,
             receiver: channel.1,
+            unread_hints: channel.2,
             network,
             last_scan: now,
             told_positions: now,
@@ -209,6 +212,7 @@ impl Dispatcher {
     fn heed(&mut self, message: Message) {
         match message {
             Message::Hint(hint) => {
+                self.unread_hints.fetch_sub(1, Ordering::Relaxed);
                 self.last_hint = Instant::now();
                 match hint {
                     Hint::Moved(name) => self.arrivals.moved_in(&name),

@@ -17,11 +17,12 @@ mod tests;
 mod turn;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use queue::arrival::watch;
+use queue::arrival::watch::{self, Hint};
 use queue::durable::HostVolume;
 use queue::instance::Instance;
 use queue::job::record::DaemonState;
@@ -36,6 +37,8 @@ use self::dispatch::{Dispatcher, Message};
 use crate::convert::wishes;
 use crate::error::{Error, ErrorKind, Result};
 
+/// Hints that may wait for the dispatcher.
+const UNREAD_MAX: usize = 1024;
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Changes are shown at once, but not more often than this.
 const HEARTBEAT_FASTEST: Duration = Duration::from_millis(250);
@@ -83,13 +86,10 @@ async fn serve(mut instance: Instance, reload: &dyn Fn() -> Result<Instance>) ->
     let spool = Spool::open(Arc::new(HostVolume), directories.clone(), policy, &host)?;
     let board = Arc::new(Board::new());
     let (sender, receiver) = channel();
-    let hints = sender.clone();
     // Armed before the first scan: what comes between is seen twice, not never.
-    let _watch = watch::arm(&directories, move |hint| {
-        // The receiver goes when the daemon ends; hints are of no use then.
-        let _ = hints.send(Message::Hint(hint));
-    })?;
-    let channel = (sender.clone(), receiver);
+    let unread = Arc::new(AtomicUsize::new(0));
+    let _watch = watch::arm(&directories, pass_on(sender.clone(), unread.clone()))?;
+    let channel = (sender.clone(), receiver, unread);
     let fresh = instance.clone();
     let mut dispatcher = Dispatcher::new(fresh, spool.clone(), board.clone(), &host, channel)?;
     dispatcher.look()?;
@@ -127,6 +127,23 @@ async fn serve(mut instance: Instance, reload: &dyn Fn() -> Result<Instance>) ->
         Error::new(ErrorKind::Internal, "the dispatcher panicked")
             .with_remedy("this is a defect: report it with the journal's last lines")
     })
+}
+
+/// Passes hints on to the dispatcher, as long as it reads them: what it has no time for is one hint
+/// to look at everything, so that a burst costs no memory.
+fn pass_on(sender: Sender<Message>, unread: Arc<AtomicUsize>) -> impl FnMut(Hint) + Send {
+    move |hint| {
+        let hint = match unread.fetch_add(1, Ordering::Relaxed) {
+            count if count < UNREAD_MAX => hint,
+            UNREAD_MAX => Hint::Rescan,
+            _ => {
+                unread.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+        };
+        // The receiver goes when the daemon ends; hints are of no use then.
+        let _ = sender.send(Message::Hint(hint));
+    }
 }
 
 /// Starts the dispatcher's thread; the receiver learns of its end, by panic too.

@@ -51,7 +51,15 @@ impl Site {
 
     fn dispatcher(&self) -> Dispatcher {
         let (instance, spool) = (self.instance.clone(), self.spool.clone());
-        Dispatcher::new(instance, spool, Arc::new(Board::new()), "host", channel()).unwrap()
+        let (sender, receiver) = channel();
+        Dispatcher::new(
+            instance,
+            spool,
+            Arc::new(Board::new()),
+            "host",
+            (sender, receiver, Arc::default()),
+        )
+        .unwrap()
     }
 
     fn write(&self, name: &str, text: &str) {
