@@ -10,6 +10,7 @@ use crate::args::DaemonArgs;
 
 /// Runs the daemon; the exit code tells a wrong configuration (2) from trouble (1).
 pub fn run(options: &DaemonArgs) -> ExitCode {
+    keep_memory_together();
     crate::journal::start(options.log_level.unwrap_or(tracing::Level::INFO));
     let options = options.clone();
     let loaded = match load(&options) {
@@ -20,6 +21,13 @@ pub fn run(options: &DaemonArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&error, 1),
     }
+}
+
+/// Every job has threads of its own; an arena of the allocator for each would keep their memory
+/// apart for ever.
+fn keep_memory_together() {
+    // SAFETY: mallopt(3) sets a number in the allocator, before any other thread is there.
+    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 2) };
 }
 
 fn complain(error: &Error, code: u8) -> ExitCode {
