@@ -17,6 +17,15 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
+    /// A chain of disks as one image: `children` over `base`, the topmost first.
+    pub(super) fn stack<I: Image + 'static>(base: I, children: Vec<I>) -> Box<dyn Image> {
+        let mut image: Box<dyn Image> = Box::new(base);
+        for child in children.into_iter().rev() {
+            image = Box::new(Self::new(Box::new(child), image));
+        }
+        image
+    }
+
     pub(super) fn new(upper: Box<dyn Image>, lower: Box<dyn Image>) -> Self {
         let files = upper.files().iter().chain(lower.files()).cloned().collect();
         Self {

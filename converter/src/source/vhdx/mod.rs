@@ -67,11 +67,7 @@ pub(super) fn open(window: Window, lookup: Lookup<'_>) -> Result<(Box<dyn Image>
         directory = place;
         children.push(std::mem::replace(&mut last, parent));
     }
-    let mut image: Box<dyn Image> = Box::new(last);
-    while let Some(child) = children.pop() {
-        image = Box::new(Overlay::new(Box::new(child), image));
-    }
-    Ok((image, kind))
+    Ok((Overlay::stack(last, children), kind))
 }
 
 impl ParentLocator {
