@@ -3,9 +3,11 @@
 //! Creates the target itself and never overwrites; never renames, links or fsyncs.
 mod batch;
 mod blocks;
+pub mod care;
 mod fill;
 pub mod metadata;
 mod pipeline;
+mod reverse;
 mod target;
 #[cfg(test)]
 mod tests;

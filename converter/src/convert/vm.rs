@@ -15,6 +15,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::libvirt::{Devices, DomainDisk, DomainSpec, domain_xml};
 use crate::source::{Appliance, SourceDisk};
 
+/// The file that libvirt is told of the VM by.
+pub const DOMAIN: &str = "domain.xml";
+
 /// What is to be made of an appliance, and where.
 pub struct Order<'a> {
     pub name: &'a VmName,
@@ -100,7 +103,12 @@ pub fn vm(
     let mut notes = appliance.notes.clone();
     notes.extend(appliance.machine.notes.iter().cloned());
     if order.libvirt.emit_domain_xml {
-        notes.extend(write_domain(&appliance.machine, order, &files)?);
+        notes.extend(write_domain(
+            &appliance.machine,
+            order,
+            &files,
+            Devices::Compatible,
+        )?);
     }
     let metadata = Metadata {
         job_id: None,
@@ -108,10 +116,7 @@ pub fn vm(
         source: order.origin.clone(),
         machine: appliance.machine.clone(),
         disks: described,
-        guest: Guest {
-            repaired: false,
-            reason: Some("this version does not repair guests".to_owned()),
-        },
+        guest: Guest::default(),
         notes,
         converter: Converter::default(),
         created_at: timestamp(SystemTime::now()),
@@ -158,11 +163,18 @@ fn describe(disk: &SourceDisk, file: &str, report: &DiskReport) -> Disk {
         grains_transplanted: report.grains_transplanted,
         clusters_encoded: report.clusters_encoded,
         digest: Some(report.digest.clone()),
+        source_digest: None,
         file: file.to_owned(),
     }
 }
 
-fn write_domain(machine: &Machine, order: &Order<'_>, files: &[String]) -> Result<Vec<String>> {
+/// Writes domain.xml, over an earlier one; what it had to choose is returned.
+pub(super) fn write_domain(
+    machine: &Machine,
+    order: &Order<'_>,
+    files: &[String],
+    devices: Devices,
+) -> Result<Vec<String>> {
     let disks: Vec<DomainDisk> = files
         .iter()
         .map(|file| DomainDisk {
@@ -174,10 +186,10 @@ fn write_domain(machine: &Machine, order: &Order<'_>, files: &[String]) -> Resul
         name: order.name,
         machine,
         disks: &disks,
-        devices: Devices::Compatible,
+        devices,
         settings: order.libvirt,
     })?;
-    let path: PathBuf = order.directory.join("domain.xml");
+    let path: PathBuf = order.directory.join(DOMAIN);
     std::fs::write(&path, domain.xml).map_err(|error| Error::io("write", &path, error))?;
     Ok(domain.notes)
 }

@@ -5,6 +5,8 @@
 pub mod accel;
 pub mod appliance;
 mod bench;
+pub mod berths;
+pub mod boot;
 mod drivers;
 mod inspect;
 pub mod look;
@@ -13,6 +15,7 @@ mod names;
 pub mod overlay;
 mod repair;
 pub mod report;
+pub mod undo;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,7 +26,8 @@ use crate::disk::Observer;
 use crate::error::{ErrorKind, Result};
 use appliance::{Drive, Site};
 use bench::Bench;
-use inspect::{Found, Refusal};
+use inspect::Found;
+pub use inspect::Refusal;
 use model::{Firmware, Guest};
 use overlay::{Image, Overlays};
 use report::ChangeReport;

@@ -64,6 +64,14 @@ impl Overlays {
             .collect()
     }
 
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
     /// Writes what the overlays hold into the images: of all of them, whatever happens meanwhile.
     pub fn commit(self) -> Result<()> {
         let name = |file: &PathBuf| Some(file.file_name()?.to_str()?.to_owned());

@@ -92,6 +92,11 @@ impl Activity {
         self.pulse.is_stuck(extra)
     }
 
+    /// Whether its guest is repaired or proven: that holds up nobody's copying.
+    pub fn is_in_care(&self) -> bool {
+        matches!(lock(&self.shown).phase, Phase::Repair | Phase::Prove)
+    }
+
     pub fn show(&self) -> ActiveJob {
         let shown = lock(&self.shown);
         ActiveJob {
@@ -178,6 +183,8 @@ pub struct Reporter<'a> {
 struct Pen<'a> {
     job: &'a mut Job,
     saved: Instant,
+    /// When its phase began.
+    entered: Instant,
     /// Moments and the bytes done by then, oldest first.
     window: VecDeque<(Instant, u64)>,
 }
@@ -192,8 +199,32 @@ impl<'a> Reporter<'a> {
         let saved = now.checked_sub(RECORD_INTERVAL).unwrap_or(now);
         Self {
             activity,
-            pen: Mutex::new(Pen { job, saved, window }),
+            pen: Mutex::new(Pen {
+                job,
+                saved,
+                entered: now,
+                window,
+            }),
         }
+    }
+
+    /// Notes how long the phase took so far.
+    pub fn end_phase(&self) {
+        let mut pen = lock(&self.pen);
+        let seconds = pen.entered.elapsed().as_secs_f64();
+        pen.entered = Instant::now();
+        let ended = pen.job.record.phase;
+        super::turn::note_seconds(pen.job, ended, seconds);
+    }
+
+    /// Ends the phase and enters a further one.
+    pub fn enter(&self, phase: Phase, patience: Duration) {
+        self.end_phase();
+        let mut pen = lock(&self.pen);
+        pen.job.record.phase = phase;
+        let vm_name = pen.job.memory.vm_name.to_string();
+        self.activity.enter(&vm_name, phase, patience);
+        let _ = pen.job.save_record(false);
     }
 
     /// Adds a line to the job's log, in the journal and in the record.

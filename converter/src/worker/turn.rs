@@ -10,8 +10,9 @@ use queue::spool::{Fate, Job, Product};
 
 use super::activity::{Activity, Command, Reporter};
 use super::log;
+use crate::convert::care::{self, Care};
 use crate::convert::vm::{self, Converted, Order};
-use crate::convert::wishes::{self, Wishes};
+use crate::convert::wishes::Wishes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{self, Appliance};
 
@@ -19,6 +20,8 @@ use crate::source::{self, Appliance};
 const VERIFY_PATIENCE: Duration = Duration::from_secs(600);
 /// One batch of a conversion.
 const CONVERT_PATIENCE: Duration = Duration::from_secs(120);
+/// Committing a repair, or reading a repaired image again, between two signs of life.
+const CARE_PATIENCE: Duration = Duration::from_secs(600);
 /// Making a large result durable on a slow disk is one system call.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -30,6 +33,7 @@ pub struct Settings {
     pub source_roots: Vec<PathBuf>,
     pub output: PathBuf,
     pub host: String,
+    pub care: Care,
 }
 
 /// How a turn ended.
@@ -119,7 +123,6 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     job.record.phase = Phase::Verify;
     job.record.log.clear();
     job.save_record(false)?;
-    wishes::check_required(&settings.config)?;
     let owner = job.owner_path();
     let roots = Roots::open(&job.source_dir(), &settings.source_roots)?;
     let mut wished = Wishes::of_config(&settings.config);
@@ -137,7 +140,6 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     job.record.notes.extend(appliance.notes.iter().cloned());
     note_time(job, Phase::Verify, started);
 
-    let started = Instant::now();
     job.record.phase = Phase::Convert;
     activity.enter(
         job.memory.vm_name.as_str(),
@@ -164,9 +166,29 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
             disk.name, disk.format
         ));
     })?;
+    let mut on_phase = |phase| {
+        reporter.enter(phase, CARE_PATIENCE);
+        reporter.say(match phase {
+            Phase::Prove => "booting the result",
+            _ => "repairing the guest",
+        });
+    };
+    let caring = &settings.care;
+    care::care(
+        &appliance,
+        &order,
+        caring,
+        &mut converted,
+        &reporter,
+        &mut on_phase,
+    )?;
+    tell_care(&reporter, &converted);
+    reporter.end_phase();
     drop(reporter);
     converted.metadata.notes.extend(wished.notes);
-    note_time(job, Phase::Convert, started);
+    for (step, seconds) in &converted.metadata.guest.timings {
+        job.record.timings.insert(format!("guest_{step}"), *seconds);
+    }
     Ok(Some(converted))
 }
 
@@ -184,8 +206,29 @@ fn take_name(job: &mut Job, appliance: &Appliance) -> Result<bool> {
     job.rename_vm(name)
 }
 
+/// What became of the guest, in the job's log.
+fn tell_care(reporter: &Reporter<'_>, converted: &Converted) {
+    let guest = &converted.metadata.guest;
+    let name = guest.os.as_ref().map_or("the guest", |os| os.name.as_str());
+    match &guest.reason {
+        _ if guest.repaired => reporter.say(&format!("{name} is repaired")),
+        Some(reason) => reporter.say(&format!("{name} stays as it is: {reason}")),
+        None => {}
+    }
+    if let Some(proof) = &guest.boot {
+        reporter.say(&format!(
+            "boot check: {:?}: {}",
+            proof.verdict, proof.evidence
+        ));
+    }
+}
+
 fn note_time(job: &mut Job, phase: Phase, started: Instant) {
-    let seconds = (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+    note_seconds(job, phase, started.elapsed().as_secs_f64());
+}
+
+pub(super) fn note_seconds(job: &mut Job, phase: Phase, seconds: f64) {
+    let seconds = (seconds * 1000.0).round() / 1000.0;
     job.record
         .timings
         .insert(phase.as_str().to_owned(), seconds);

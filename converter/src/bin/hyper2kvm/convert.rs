@@ -2,13 +2,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use converter::convert::care::{self, Care};
 use converter::convert::vm::{self, Converted, Order};
 use converter::convert::wishes::Wishes;
 use converter::error::{Error, ErrorKind, Result};
 use converter::source::{self, Appliance};
 use queue::instance::Config;
-use queue::instance::config::Libvirt;
-use queue::job::{DiskRecord, VmName};
+use queue::instance::config::{BootCheck, GuestFix, Libvirt};
+use queue::job::{DiskRecord, Phase, VmName};
 use queue::roots::Roots;
 use serde::Serialize;
 
@@ -144,7 +145,24 @@ fn convert(
     let mut converted = vm::vm(&appliance, &order, &progress, &mut |number, disk| {
         progress.say(format!("{} ({number}/{count})", disk.name));
     })?;
+    let mut on_phase = |phase: Phase| progress.say(format!("{name}: {}", phase.as_str()));
+    let caring = caring(args);
+    care::care(
+        &appliance,
+        &order,
+        &caring,
+        &mut converted,
+        &progress,
+        &mut on_phase,
+    )?;
     drop(progress);
+    let told = &converted.metadata.guest;
+    let reason = told
+        .reason
+        .as_ref()
+        .filter(|_| told.code.as_deref() != Some("off"));
+    let left = reason.map(|reason| format!("the guest stays as it is: {reason}"));
+    converted.metadata.notes.extend(left);
     converted
         .metadata
         .notes
@@ -160,6 +178,19 @@ fn convert(
         disks: converted.disks,
         notes: converted.metadata.notes,
     })
+}
+
+/// Without a daemon there is no work directory: the user's cache is.
+fn caring(args: &ConvertArgs) -> Care {
+    let mut settings = Config::default().guest;
+    settings.accel = args.accel.into();
+    if args.no_fix {
+        settings.fix = GuestFix::Off;
+    }
+    if args.boot_check {
+        settings.boot_check = BootCheck::Try;
+    }
+    Care::of(&settings, &care::cache_dir())
 }
 
 /// What the manifest asks for, if the source is one, and over it what the command line says.

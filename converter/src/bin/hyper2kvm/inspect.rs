@@ -1,17 +1,22 @@
-//! `hyper2kvm inspect`: what a source holds, from its headers and maps; no disk content is read.
+//! `hyper2kvm inspect`: what a source holds, from its headers and maps; with --guest, from its disks.
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use converter::convert::care::{self, Care};
+use converter::convert::vm;
 use converter::disk::{Image, Stored};
-use converter::error::Result;
-use converter::source::{self, SourceDisk};
+use converter::error::{Error, Result};
+use converter::guest::model::Guest;
+use converter::source::{self, Appliance, SourceDisk};
 use indicatif::BinaryBytes;
+use queue::instance::Config;
 use queue::job::Machine;
 use serde::Serialize;
 
 use crate::args::InspectArgs;
 use crate::convert::locate;
 use crate::output;
+use crate::progress::{Interrupt, Progress};
 
 #[derive(Serialize)]
 struct Inspection {
@@ -19,6 +24,9 @@ struct Inspection {
     machine: Machine,
     disks: Vec<Disk>,
     notes: Vec<String>,
+    /// With --guest: the system on the disks, or why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest: Option<care::Examined>,
 }
 
 #[derive(Serialize)]
@@ -59,12 +67,29 @@ pub fn run(args: &InspectArgs) -> ExitCode {
 fn inspect(args: &InspectArgs) -> Result<Inspection> {
     let (roots, owner) = locate(&args.source, &args.source_roots)?;
     let appliance = source::open(&roots, &owner, false)?;
+    let guest = args.guest.then(|| examine(args, &appliance)).transpose()?;
     Ok(Inspection {
+        guest,
         source: owner,
         machine: appliance.machine,
         disks: appliance.disks.iter().map(look).collect::<Result<_>>()?,
         notes: appliance.notes,
     })
+}
+
+fn examine(args: &InspectArgs, appliance: &Appliance) -> Result<care::Examined> {
+    let mut settings = Config::default().guest;
+    settings.accel = args.accel.into();
+    let mut caring = Care::of(&settings, &care::cache_dir());
+    caring.keys.extend(read_keys(&args.key_files)?);
+    let interrupt = Interrupt::listen()?;
+    let progress = Progress::new(vm::work_bytes(appliance), args.json, &interrupt);
+    care::examine(appliance, &caring, &progress)
+}
+
+pub fn read_keys(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|e| Error::io("read", path, e));
+    paths.iter().map(read).collect()
 }
 
 fn look(disk: &SourceDisk) -> Result<Disk> {
@@ -145,7 +170,45 @@ fn show(inspection: &Inspection) {
             field("file", Some(file.path.display().to_string()));
         }
     }
+    match &inspection.guest {
+        None => {}
+        Some(care::Examined {
+            guest: Some(guest), ..
+        }) => show_guest(guest, &field),
+        Some(none) => field("system", none.reason.clone()),
+    }
     for note in inspection.notes.iter().chain(&machine.notes) {
         field("note", Some(note.clone()));
     }
+}
+
+fn show_guest(guest: &Guest, field: &dyn Fn(&str, Option<String>)) {
+    let word = |value: String| Some(value.to_lowercase());
+    field("system", Some(guest.os.name.clone()));
+    field("hostname", guest.os.hostname.clone());
+    field("root", Some(guest.root.clone()));
+    for root in &guest.other_roots {
+        field("other root", Some(root.clone()));
+    }
+    field(
+        "boots by",
+        word(format!("{:?}, {:?}", guest.firmware, guest.boot_loader)),
+    );
+    for device in &guest.devices {
+        let at = device.mountpoint.as_ref().map(|path| format!(" on {path}"));
+        let uuid = device.uuid.as_deref().unwrap_or_default();
+        let at = at.unwrap_or_default();
+        field(
+            "device",
+            Some(format!("{} {} {uuid}{at}", device.name, device.fs_type)),
+        );
+    }
+    for kernel in &guest.kernels {
+        let drivers = kernel.drivers.join(" ");
+        field("kernel", Some(format!("{}: {drivers}", kernel.version)));
+    }
+    for agent in &guest.agents {
+        field("agent", Some(agent.clone()));
+    }
+    field("selinux", word(format!("{:?}", guest.selinux)));
 }

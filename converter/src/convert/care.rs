@@ -1,0 +1,421 @@
+//! What a converted VM's guest gets before it is published: a repair, its domain.xml by what it has
+//! drivers for, and a boot as proof. The images are as converted unless all of the repair succeeded.
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use queue::instance::config::{BootCheck, Guest as Settings, GuestFix, OutFormat};
+use queue::job::{self, Machine, Nic, Phase};
+
+use super::fill::Buffer;
+pub use super::reverse::undo;
+use super::vm::{self, Converted, DOMAIN, Order, write_domain};
+use super::{Plan, batch, copy, digest, reopen};
+use crate::disk::{GuestOffset, Observer, Window};
+use crate::error::{Error, ErrorKind, Result};
+use crate::guest::accel::{self, Accel};
+use crate::guest::appliance::{Site, drive};
+use crate::guest::berths::Berth;
+use crate::guest::boot::{self, Bus, Verdict};
+use crate::guest::look::{HEAD_BYTES, Look, look};
+use crate::guest::model::Firmware;
+use crate::guest::overlay::Image;
+use crate::guest::report::ARCHIVE;
+use crate::guest::{self, Case, Outcome};
+use crate::libvirt::{Devices, Hardware, resolve};
+use crate::source::{self, Appliance, SourceDisk};
+
+/// How the guests of an instance are cared for.
+#[derive(Debug, Clone)]
+pub struct Care {
+    pub settings: Settings,
+    pub site: Site,
+    /// Contents of key files for encrypted guests.
+    pub keys: Vec<Vec<u8>>,
+}
+
+/// What systemd's LoadCredential= calls the keys of encrypted guests.
+const KEY_PREFIX: &str = "luks";
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// No key file is longer (cryptsetup's own limit is 8 MiB).
+const MAX_KEY_BYTES: u64 = 8 << 20;
+
+impl Care {
+    /// By the configuration, with the keys that the service was given as credentials.
+    pub fn of(settings: &Settings, work: &Path) -> Self {
+        Self {
+            settings: settings.clone(),
+            site: guest::site(work),
+            keys: keys(),
+        }
+    }
+}
+
+fn keys() -> Vec<Vec<u8>> {
+    let Some(directory) = std::env::var_os(CREDENTIALS) else {
+        return Vec::new();
+    };
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(KEY_PREFIX))
+        .map(|entry| entry.path())
+        .collect();
+    paths.sort_unstable();
+    let is_small = |path: &PathBuf| path.metadata().is_ok_and(|m| m.len() <= MAX_KEY_BYTES);
+    let small = paths.into_iter().filter(is_small);
+    small.filter_map(|path| std::fs::read(path).ok()).collect()
+}
+
+/// Repairs and proves what `converted` made of `appliance`; `on_phase` is told what begins.
+pub fn care(
+    appliance: &Appliance,
+    order: &Order<'_>,
+    care: &Care,
+    converted: &mut Converted,
+    observer: &dyn Observer,
+    on_phase: &mut dyn FnMut(Phase),
+) -> Result<()> {
+    let wants_proof = care.settings.boot_check != BootCheck::Off;
+    if care.settings.fix == GuestFix::Off && !wants_proof {
+        let outcome = Outcome::left("off", "guest.fix is off");
+        return tell(converted, outcome, order.directory);
+    }
+    if !may_boot(appliance)? {
+        let reason = "no disk has partitions or a boot loader";
+        let outcome = Outcome::left("no_system", reason);
+        if care.settings.fix == GuestFix::Require {
+            return Err(required(&outcome));
+        }
+        return tell(converted, outcome, order.directory);
+    }
+    on_phase(Phase::Repair);
+    let berth = Berth::take(observer)?;
+    let images = images(order, converted);
+    let outcome = repair(&appliance.machine, order, care, &images, observer)?;
+    if outcome.report.repaired {
+        measure(order, converted, observer)?;
+    }
+    let devices = match outcome.virtio {
+        true => Devices::Virtio,
+        false => Devices::Compatible,
+    };
+    let hardware = completed(&appliance.machine, &outcome, converted);
+    if order.libvirt.emit_domain_xml {
+        if outcome.report.repaired {
+            keep_domain(order.directory)?;
+        }
+        let files: Vec<String> = converted
+            .disks
+            .iter()
+            .map(|disk| disk.name.clone())
+            .collect();
+        write_domain(&hardware, order, &files, devices)?;
+    }
+    tell(converted, outcome, order.directory)?;
+    if wants_proof {
+        on_phase(Phase::Prove);
+        let machine = machine(
+            &hardware,
+            &resolve(&hardware, order.libvirt),
+            images,
+            devices,
+        );
+        prove(care, order.directory, &machine, converted, observer)?;
+    }
+    drop(berth);
+    Ok(())
+}
+
+/// The repair by the settings: an error only if it is required, or if the job is to end.
+fn repair(
+    machine: &Machine,
+    order: &Order<'_>,
+    care: &Care,
+    images: &[Image],
+    observer: &dyn Observer,
+) -> Result<Outcome> {
+    if care.settings.fix == GuestFix::Off {
+        return Ok(Outcome::left("off", "guest.fix is off"));
+    }
+    let case = case(care, machine);
+    let is_required = care.settings.fix == GuestFix::Require;
+    match guest::repair(&case, order.directory, images, observer) {
+        Ok(outcome) if is_required && !outcome.report.repaired => Err(required(&outcome)),
+        Ok(outcome) => Ok(outcome),
+        Err(error) if guest::is_final(&error) || is_required => Err(error),
+        Err(error) => Ok(Outcome::left("repair_failed", error.to_line())),
+    }
+}
+
+fn required(outcome: &Outcome) -> Error {
+    let reason = outcome.report.reason.as_deref().unwrap_or_default();
+    Error::new(
+        ErrorKind::Guest,
+        format!("the guest cannot be repaired: {reason}"),
+    )
+    .with_remedy("set guest.fix = \"try\" to publish it as it is")
+}
+
+/// Whether any disk may hold an operating system, by its first bytes.
+fn may_boot(appliance: &Appliance) -> Result<bool> {
+    for disk in &appliance.disks {
+        if look(&head(disk)?) == Look::MayBoot {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The beginning of a disk as its guest sees it.
+fn head(disk: &SourceDisk) -> Result<Vec<u8>> {
+    let mut batches = batch::Batches::new(disk.image.extents());
+    let length = HEAD_BYTES.min(disk.capacity_bytes) as usize;
+    match batches.next()? {
+        Some(first) if first.start == GuestOffset(0) => {
+            let mut buffer = Buffer::new(false);
+            buffer.fill(disk.image.as_ref(), &first)?;
+            buffer.guest.truncate(length);
+            Ok(buffer.guest)
+        }
+        _ => Ok(vec![0; length]),
+    }
+}
+
+fn images(order: &Order<'_>, converted: &Converted) -> Vec<Image> {
+    let format = order.plan.format.as_str();
+    let image = |name: &String| Image {
+        path: order.directory.join(name),
+        format,
+    };
+    converted
+        .disks
+        .iter()
+        .map(|disk| image(&disk.name))
+        .collect()
+}
+
+/// The digests and sizes of images that a repair changed.
+fn measure(order: &Order<'_>, converted: &mut Converted, observer: &dyn Observer) -> Result<()> {
+    let told = converted
+        .metadata
+        .disks
+        .iter_mut()
+        .zip(&mut converted.disks);
+    for (described, record) in told {
+        let path = order.directory.join(&described.file);
+        let digest = digest_of(&path, order.plan.format == OutFormat::Raw, observer)?;
+        if described.digest.as_ref() != Some(&digest) {
+            described.source_digest = described.digest.replace(digest.clone());
+            record.digest = Some(digest);
+        }
+        let length = path
+            .metadata()
+            .map_err(|error| Error::io("measure", &path, error))?
+            .len();
+        described.output_bytes = length;
+        record.output_bytes = length;
+    }
+    Ok(())
+}
+
+/// The content digest of one of our images, read again.
+pub(super) fn digest_of(path: &Path, is_raw: bool, observer: &dyn Observer) -> Result<String> {
+    let disk = if is_raw {
+        let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+        source::open_raw(Window::whole(file, path)?)?
+    } else {
+        reopen(path)?
+    };
+    digest(&disk, 0, &Silent(observer))
+}
+
+/// The domain of the guest as it came goes with its original files: `undo` puts all of them back.
+fn keep_domain(directory: &Path) -> Result<()> {
+    let (from, archive) = (directory.join(DOMAIN), directory.join(ARCHIVE));
+    std::fs::create_dir_all(&archive).map_err(|error| Error::io("create", &archive, error))?;
+    let to = archive.join(DOMAIN);
+    std::fs::copy(&from, &to).map_err(|error| Error::io("write", &to, error))?;
+    Ok(())
+}
+
+/// The machine with the firmware that the guest was found to boot by, if the source is silent.
+fn completed(machine: &Machine, outcome: &Outcome, converted: &mut Converted) -> Machine {
+    let mut machine = machine.clone();
+    if let Some(found) = &outcome.report.found
+        && machine.firmware == job::Firmware::Unknown
+    {
+        let (firmware, name) = match found.firmware {
+            Firmware::Bios => (job::Firmware::Bios, "BIOS"),
+            Firmware::Uefi => (job::Firmware::Uefi, "UEFI"),
+        };
+        machine.firmware = firmware;
+        let notes = &mut converted.metadata.notes;
+        notes.retain(|note| !note.starts_with("the source names no firmware"));
+        notes.push(format!(
+            "the source names no firmware; the guest boots by {name}"
+        ));
+    }
+    machine
+}
+
+/// Gives signs of life and counts nothing: the copying was counted already.
+struct Silent<'a>(&'a dyn Observer);
+
+impl Observer for Silent<'_> {
+    fn advance(&self, _bytes: u64) {
+        self.0.advance(0);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled()
+    }
+}
+
+/// Puts what came of the repair into the metadata and beside the images.
+fn tell(converted: &mut Converted, outcome: Outcome, directory: &Path) -> Result<()> {
+    outcome.report.write(directory)?;
+    let report = outcome.report;
+    let told = &mut converted.metadata.guest;
+    told.repaired = report.repaired;
+    told.code = report.code;
+    told.reason = report.reason;
+    told.virtio = outcome.virtio;
+    told.os = report.found.as_ref().map(|found| found.os.clone());
+    told.inspection = report.found;
+    let laps = outcome.timings.into_iter();
+    told.timings = laps
+        .map(|(name, seconds)| (name.to_owned(), seconds))
+        .collect();
+    Ok(())
+}
+
+/// The machine of domain.xml, as the boot proof starts it.
+fn machine(
+    machine: &Machine,
+    hardware: &Hardware,
+    disks: Vec<Image>,
+    devices: Devices,
+) -> boot::Machine {
+    let mac = |nic: &Nic| nic.mac.as_ref().and_then(|mac| Nic::normal_mac(mac));
+    boot::Machine {
+        disks,
+        bus: match devices {
+            Devices::Virtio => Bus::VirtioBlk,
+            Devices::Compatible => Bus::Sata,
+        },
+        uefi: hardware.uefi,
+        memory_mib: hardware.memory_kib / 1024,
+        cpus: hardware.cpus,
+        macs: machine.nics.iter().filter_map(mac).collect(),
+    }
+}
+
+fn prove(
+    care: &Care,
+    directory: &Path,
+    machine: &boot::Machine,
+    converted: &mut Converted,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let is_required = care.settings.boot_check == BootCheck::Require;
+    let accel = accel::known(care.settings.accel, &care.site.work).unwrap_or(Accel::Tcg);
+    let proof = match boot::prove(directory, machine, accel, observer) {
+        Ok(proof) => proof,
+        Err(error) if guest::is_final(&error) || is_required => return Err(error),
+        Err(error) => boot::Proof {
+            verdict: Verdict::NotProven,
+            evidence: error.to_line(),
+            accel,
+            seconds: 0.0,
+        },
+    };
+    if is_required && proof.verdict != Verdict::Booted {
+        let context = format!("the result does not boot: {}", proof.evidence);
+        return Err(Error::new(ErrorKind::Guest, context)
+            .with_remedy("set guest.boot_check = \"try\" to publish it all the same"));
+    }
+    let guest = &mut converted.metadata.guest;
+    guest.timings.insert("prove".to_owned(), proof.seconds);
+    guest.boot = Some(proof);
+    Ok(())
+}
+
+/// What a look at an appliance's guest came to: a system, or why there is none.
+#[derive(Debug, serde::Serialize)]
+pub struct Examined {
+    pub guest: Option<guest::model::Guest>,
+    pub code: Option<String>,
+    pub reason: Option<String>,
+}
+
+/// Looks at the guest of an appliance. The disks are copied aside first, since the appliance reads
+/// no container of another product through us; the source is only read.
+pub fn examine(appliance: &Appliance, care: &Care, observer: &dyn Observer) -> Result<Examined> {
+    if !may_boot(appliance)? {
+        return Ok(Examined {
+            guest: None,
+            code: Some("no_system".to_owned()),
+            reason: Some("no disk has partitions or a boot loader".to_owned()),
+        });
+    }
+    let directory = care
+        .site
+        .work
+        .join(format!("inspect-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).map_err(|e| Error::io("create", &directory, e))?;
+    let examined = examine_in(&directory, appliance, care, observer);
+    // A copy that cannot be removed is in the user's cache.
+    let _ = std::fs::remove_dir_all(&directory);
+    examined
+}
+
+fn examine_in(
+    directory: &Path,
+    appliance: &Appliance,
+    care: &Care,
+    observer: &dyn Observer,
+) -> Result<Examined> {
+    let plan = Plan::default();
+    vm::check_space(appliance, &plan, directory)?;
+    let mut drives = Vec::with_capacity(appliance.disks.len());
+    for (number, disk) in appliance.disks.iter().enumerate() {
+        let path = directory.join(format!("disk{number}.qcow2"));
+        copy(disk, &path, &plan, observer)?;
+        drives.push(drive(&path, plan.format.as_str(), true)?);
+    }
+    let case = case(care, &appliance.machine);
+    let found = guest::examine(&case, &drives, observer)?;
+    Ok(match found {
+        Ok(guest) => Examined {
+            guest: Some(guest),
+            code: None,
+            reason: None,
+        },
+        Err((refusal, reason)) => Examined {
+            guest: None,
+            code: Some(refusal.as_str().to_owned()),
+            reason: Some(reason),
+        },
+    })
+}
+
+pub(super) fn case<'a>(care: &'a Care, machine: &Machine) -> Case<'a> {
+    Case {
+        site: &care.site,
+        settings: &care.settings,
+        keys: &care.keys,
+        firmware: match machine.firmware {
+            job::Firmware::Bios => Some(Firmware::Bios),
+            job::Firmware::Uefi => Some(Firmware::Uefi),
+            job::Firmware::Unknown => None,
+        },
+    }
+}
+
+/// Where a session keeps its things if there is no work directory: the user's cache.
+pub fn cache_dir() -> PathBuf {
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(home);
+    cache.unwrap_or_else(std::env::temp_dir).join("hyper2kvm")
+}

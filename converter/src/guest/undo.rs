@@ -1,0 +1,96 @@
+//! Undo: every file that the repair changed is put back as it was, byte for byte, all or none.
+use std::path::Path;
+
+use super::appliance::guest as failure;
+use super::bench::Bench;
+use super::inspect::{self, Found};
+use super::model::FileChange;
+use super::overlay::{self, Image, Overlays};
+use super::report::{Change, ChangeReport, hash};
+use super::{Case, accel};
+use crate::disk::Observer;
+use crate::error::{Error, Result};
+
+/// Puts the files back on the published images of `directory`; returns their paths in the guest.
+/// A file that is neither as the repair left it nor as it was is refused, unless `force`.
+pub fn undo(
+    case: &Case<'_>,
+    directory: &Path,
+    images: &[Image],
+    force: bool,
+    observer: &dyn Observer,
+) -> Result<Vec<String>> {
+    // An undo that died in the middle of its commit.
+    overlay::redo(directory)?;
+    let mut report = ChangeReport::read(directory)?;
+    if !report.repaired {
+        return Err(
+            Error::invalid(format!("{} was not repaired", directory.display()))
+                .with_remedy("there is nothing to undo"),
+        );
+    }
+    let overlays = Overlays::create(directory, images)?;
+    let drives = overlays.drives()?;
+    let (mut session, _) = accel::launch(case.site, case.settings.accel, &drives, observer)?;
+    if let Found::Nothing(_, reason) =
+        inspect::inspect(&mut session, case.keys, case.firmware, false)?
+    {
+        return Err(failure(reason));
+    }
+    let mut bench = Bench::new(&mut session);
+    let mut restored = Vec::new();
+    for change in &report.changes {
+        put_back(&mut bench, directory, change, force)?;
+        restored.push(change.path.clone());
+    }
+    session.shutdown()?;
+    overlays.commit()?;
+    report.repaired = false;
+    report.code = Some("undone".to_owned());
+    report.reason = Some("the repair was undone".to_owned());
+    report.write(directory)?;
+    Ok(restored)
+}
+
+fn put_back(
+    bench: &mut Bench<'_, '_>,
+    directory: &Path,
+    change: &Change,
+    force: bool,
+) -> Result<()> {
+    let original = match &change.original {
+        None => None,
+        Some(name) => {
+            let path = directory.join(plain(name)?);
+            Some(std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?)
+        }
+    };
+    if original.as_deref().map(hash) != change.before {
+        return Err(
+            Error::invalid(format!("the original of {} is damaged", change.path))
+                .with_remedy("convert the source again"),
+        );
+    }
+    let now = bench.read(&change.path)?;
+    let found = now.as_deref().map(hash);
+    if !force && found != change.after && found != change.before {
+        let context = format!("{} was changed after the repair", change.path);
+        return Err(Error::invalid(context).with_remedy("--force puts the original in its place"));
+    }
+    bench.put(FileChange {
+        path: change.path.clone(),
+        reason: "undo".to_owned(),
+        before: now,
+        after: original,
+    })
+}
+
+/// `undo/<number>`: nothing else is an original's name.
+fn plain(name: &str) -> Result<&str> {
+    let number = name.strip_prefix("undo/").unwrap_or_default();
+    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    is_number.then_some(name).ok_or_else(|| {
+        Error::invalid(format!("{name:?} is no original's name"))
+            .with_remedy("give the result as it was published")
+    })
+}
