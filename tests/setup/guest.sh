@@ -123,7 +123,7 @@ make_lvm() {
 make_btrfs() {
     settle_root '/dev/sda1 / btrfs subvol=@ 0 0
 /dev/sda1 /home btrfs subvol=@home 0 0' '' btrfs || return 1
-    fish part-disk /dev/sda mbr : part-set-bootable /dev/sda 1 true : mkfs btrfs /dev/sda1 : \
+    fish part-init /dev/sda mbr : part-add /dev/sda p 2048 6289407 : part-set-bootable /dev/sda 1 true : mkfs btrfs /dev/sda1 : \
         mount /dev/sda1 / : btrfs-subvolume-create /@ : btrfs-subvolume-create /@home : umount-all : \
         mount-options subvol=@ /dev/sda1 / : tar-in "$cache/guest-root.tar" / : \
         mount-options subvol=@home /dev/sda1 /home : \

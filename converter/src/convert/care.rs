@@ -9,7 +9,7 @@ use queue::job::{self, Machine, Nic, Phase};
 use super::fill::Buffer;
 pub use super::reverse::undo;
 use super::vm::{self, Converted, DOMAIN, Order, write_domain};
-use super::{Plan, batch, copy, digest, reopen};
+use super::{Plan, Resume, batch, copy, digest, reopen};
 use crate::disk::{GuestOffset, Observer, Window};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::accel::{self, Accel};
@@ -48,6 +48,11 @@ impl Care {
             keys: keys(),
         }
     }
+
+    /// Whether anything follows the copying.
+    pub fn is_wanted(&self) -> bool {
+        self.settings.fix != GuestFix::Off || self.settings.boot_check != BootCheck::Off
+    }
 }
 
 fn keys() -> Vec<Vec<u8>> {
@@ -75,7 +80,7 @@ pub fn care(
     on_phase: &mut dyn FnMut(Phase),
 ) -> Result<()> {
     let wants_proof = care.settings.boot_check != BootCheck::Off;
-    if care.settings.fix == GuestFix::Off && !wants_proof {
+    if !care.is_wanted() {
         let outcome = Outcome::left("off", "guest.fix is off");
         return tell(converted, outcome, order.directory);
     }
@@ -138,7 +143,9 @@ fn repair(
     }
     let case = case(care, machine);
     let is_required = care.settings.fix == GuestFix::Require;
-    match guest::repair(&case, order.directory, images, observer) {
+    // From the first byte of a commit on, the images are not what was converted.
+    let before_commit = || order.resume.map_or(Ok(()), Resume::forget);
+    match guest::repair(&case, order.directory, images, &before_commit, observer) {
         Ok(outcome) if is_required && !outcome.report.repaired => Err(required(&outcome)),
         Ok(outcome) => Ok(outcome),
         Err(error) if guest::is_final(&error) || is_required => Err(error),
@@ -167,7 +174,7 @@ fn may_boot(appliance: &Appliance) -> Result<bool> {
 
 /// The beginning of a disk as its guest sees it.
 fn head(disk: &SourceDisk) -> Result<Vec<u8>> {
-    let mut batches = batch::Batches::new(disk.image.extents());
+    let mut batches = batch::Batches::new(disk.image.extents(), GuestOffset(0));
     let length = HEAD_BYTES.min(disk.capacity_bytes) as usize;
     match batches.next()? {
         Some(first) if first.start == GuestOffset(0) => {

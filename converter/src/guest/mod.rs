@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use queue::instance::config::Guest as Settings;
 
 use crate::disk::Observer;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use appliance::{Drive, Site};
 use bench::Bench;
 use inspect::Found;
@@ -100,11 +100,13 @@ fn list_drivers(bench: &mut Bench<'_, '_>, guest: &mut Guest) -> Result<()> {
 }
 
 /// Repairs the guest on the staged images of `directory`: all of it or nothing. A guest without a
-/// recipe is no error; one whose repair failed is, and its images are as they were.
+/// recipe is no error; one whose repair failed is, and its images are as they were unless
+/// `before_commit` was called: then they are to be converted again.
 pub fn repair(
     case: &Case<'_>,
     directory: &Path,
     images: &[Image],
+    before_commit: &dyn Fn() -> Result<()>,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
     let mut clock = Clock::default();
@@ -135,7 +137,8 @@ pub fn repair(
     session.shutdown()?;
     clock.lap("repair");
     let changes = report::archive(directory, &changes)?;
-    overlays.commit()?;
+    before_commit()?;
+    overlays.commit().map_err(half_done)?;
     clock.lap("commit");
     Ok(Outcome {
         report: ChangeReport {
@@ -174,9 +177,19 @@ impl Clock {
     }
 }
 
-/// Whether an error of a repair ends the job whatever the settings say.
-pub fn is_final(error: &crate::error::Error) -> bool {
-    matches!(error.kind, ErrorKind::Cancelled | ErrorKind::NoSpace)
+/// A commit that stopped in the middle: nobody may take these images for what was converted.
+fn half_done(error: Error) -> Error {
+    let kind = match error.kind {
+        ErrorKind::Guest => ErrorKind::Io,
+        other => other,
+    };
+    Error::new(kind, "write the repair into the images").with_source(error)
+}
+
+/// Whether an error of a repair ends the job whatever the settings say: all but those of the guest
+/// and its appliance, which leave the images as they were.
+pub fn is_final(error: &Error) -> bool {
+    error.kind != ErrorKind::Guest
 }
 
 /// The limits of a session on any host.

@@ -2,6 +2,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use queue::durable::{HostVolume, Volume};
 use queue::instance::Config;
 use queue::job::{Phase, VmName};
 use queue::recover::Waiting;
@@ -10,9 +11,11 @@ use queue::spool::{Fate, Job, Product};
 
 use super::activity::{Activity, Command, Reporter};
 use super::log;
+use crate::convert::Resume;
 use crate::convert::care::{self, Care};
 use crate::convert::vm::{self, Converted, Order};
 use crate::convert::wishes::Wishes;
+use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{self, Appliance};
 
@@ -148,6 +151,12 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     );
     let name = job.memory.vm_name.clone();
     let (staging, result) = (job.staging_dir(), job.result_dir());
+    let resume = Resume {
+        directory: job.journal_dir(),
+        every_bytes: settings.config.checkpoint_mib.saturating_mul(1 << 20),
+        has_more: appliance.disks.len() > 1 || settings.care.is_wanted(),
+        sync: &|path| HostVolume.sync(path),
+    };
     let order = Order {
         name: &name,
         first_file: wished.first_file.as_deref(),
@@ -157,18 +166,21 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
         result: &result,
         origin: wished.origin.clone(),
         host: &settings.host,
+        resume: (resume.every_bytes > 0).then_some(&resume),
     };
-    let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance));
     let count = appliance.disks.len();
+    let attempts = job.memory.attempts;
+    let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance), count);
     let mut converted = vm::vm(&appliance, &order, &reporter, &mut |number, disk| {
-        reporter.say(&format!(
+        reporter.enter_disk(number);
+        reporter.tell(&format!(
             "converting disk {number} of {count}: {} ({})",
             disk.name, disk.format
         ));
     })?;
     let mut on_phase = |phase| {
         reporter.enter(phase, CARE_PATIENCE);
-        reporter.say(match phase {
+        reporter.tell(match phase {
             Phase::Prove => "booting the result",
             _ => "repairing the guest",
         });
@@ -185,6 +197,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     tell_care(&reporter, &converted);
     reporter.end_phase();
     drop(reporter);
+    converted.metadata.attempts = attempts;
     converted.metadata.notes.extend(wished.notes);
     for (step, seconds) in &converted.metadata.guest.timings {
         job.record.timings.insert(format!("guest_{step}"), *seconds);
@@ -211,12 +224,12 @@ fn tell_care(reporter: &Reporter<'_>, converted: &Converted) {
     let guest = &converted.metadata.guest;
     let name = guest.os.as_ref().map_or("the guest", |os| os.name.as_str());
     match &guest.reason {
-        _ if guest.repaired => reporter.say(&format!("{name} is repaired")),
-        Some(reason) => reporter.say(&format!("{name} stays as it is: {reason}")),
+        _ if guest.repaired => reporter.tell(&format!("{name} is repaired")),
+        Some(reason) => reporter.tell(&format!("{name} stays as it is: {reason}")),
         None => {}
     }
     if let Some(proof) = &guest.boot {
-        reporter.say(&format!(
+        reporter.tell(&format!(
             "boot check: {:?}: {}",
             proof.verdict, proof.evidence
         ));
