@@ -1,6 +1,6 @@
 //! The converter: VMs from VMware in, disks that boot under KVM out.
 //!
-//! Rooms, arrows only downward: worker → convert → {source, guest, qcow2, libvirt} → disk → error.
+//! Rooms, arrows only downward: worker → convert → {source, guest, libvirt} → qcow2 → disk → error.
 pub mod convert;
 pub mod disk;
 pub mod guest;
