@@ -1,0 +1,108 @@
+//! Every interface keeps its name and its addresses, on the card with its MAC address.
+use std::collections::{BTreeMap, BTreeSet};
+
+use queue::instance::config::Guest as Settings;
+
+use super::tree::{Files, Sample};
+use crate::guest::linux::network::identity::{Interface, is_name, pair};
+use crate::guest::linux::network::rules;
+use crate::guest::linux::plan::cards::Stack;
+use crate::guest::linux::plan::plan;
+
+type Cards = BTreeMap<String, (Option<String>, BTreeSet<String>)>;
+
+/// What all stacks together say: each name's card and addresses.
+fn cards(files: &Files, macs: &[String]) -> Cards {
+    let mut interfaces = Vec::new();
+    for (path, bytes) in &files.contents {
+        interfaces.extend(
+            Stack::of(path)
+                .into_iter()
+                .flat_map(|stack| stack.read(path, bytes)),
+        );
+    }
+    let pairing = pair(&interfaces, macs);
+    let mut cards = Cards::new();
+    for Interface {
+        name,
+        mac,
+        addresses,
+    } in interfaces
+    {
+        let known = || pairing.name_of(mac.as_deref()?).map(str::to_owned);
+        // A configuration by MAC address alone stays with that card, whatever its name.
+        let Some(name) = name.or_else(known).or_else(|| mac.clone()) else {
+            continue;
+        };
+        let card = pairing.mac_of(&name).map(str::to_owned);
+        let entry = cards.entry(name).or_insert((card, BTreeSet::new()));
+        entry.1.extend(addresses);
+    }
+    cards
+}
+
+#[test]
+fn names_and_addresses_stay_with_their_cards() {
+    let mut pinned = 0;
+    for name in Sample::names() {
+        let mut sample = Sample::load(&name);
+        let macs: Vec<String> = sample
+            .guest
+            .nics
+            .iter()
+            .filter_map(|nic| nic.mac.clone())
+            .collect();
+        let before = cards(&sample.files, &macs);
+        let actions = plan(&sample.guest, &Settings::default(), &mut sample.files).unwrap();
+        sample.files.apply(&actions);
+        let after = cards(&sample.files, &macs);
+        assert_eq!(before, after, "{name}");
+        assert!(!after.is_empty(), "{name} has no interface at all");
+        let has_udev = sample.files.present.iter().any(|path| path == "/etc/udev");
+        for (interface, (card, _)) in &after {
+            let Some(card) = card.as_deref().filter(|_| has_udev && is_name(interface)) else {
+                continue;
+            };
+            // Something in the guest gives the name to the card.
+            let gives = |(path, bytes): (&String, &Vec<u8>)| {
+                let stack = Stack::of(path).filter(|stack| stack.names_cards());
+                let told = stack
+                    .map(|stack| stack.read(path, bytes))
+                    .unwrap_or_default();
+                told.iter().any(|told| {
+                    told.name.as_deref() == Some(interface) && told.mac.as_deref() == Some(card)
+                })
+            };
+            assert!(
+                sample.files.contents.iter().any(gives),
+                "{name}: {interface} {card}"
+            );
+            pinned += 1;
+        }
+    }
+    assert!(pinned > 25, "{pinned}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_cards_get_back_the_names_they_had(count in 1_usize..6, eth in proptest::bool::ANY) {
+        let macs: Vec<String> = (0..count).map(|card| format!("00:50:56:9a:20:{card:02x}")).collect();
+        let name = |card: usize| match eth {
+            true => format!("eth{card}"),
+            false => format!("enp{}s0", card + 3),
+        };
+        let told: Vec<Interface> = macs
+            .iter()
+            .enumerate()
+            .map(|(card, mac)| Interface {
+                name: Some(name(card)),
+                mac: Some(mac.clone()),
+                addresses: Vec::new(),
+            })
+            .collect();
+        let pairing = pair(&told, &macs);
+        proptest::prop_assert_eq!(pairing.pins.len(), count);
+        let read = rules::read(&rules::render(&pairing.pins));
+        proptest::prop_assert_eq!(read, told);
+    }
+}
