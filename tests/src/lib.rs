@@ -2,6 +2,7 @@
 pub mod daemon;
 pub mod deflate;
 pub mod enumerate;
+pub mod guest;
 pub mod images;
 pub mod invariants;
 pub mod model;

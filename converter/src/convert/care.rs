@@ -44,7 +44,7 @@ impl Care {
     pub fn of(settings: &Settings, work: &Path) -> Self {
         Self {
             settings: settings.clone(),
-            site: guest::site(work),
+            site: guest::site(settings, work),
             keys: keys(),
         }
     }
@@ -141,7 +141,8 @@ fn repair(
     if care.settings.fix == GuestFix::Off {
         return Ok(Outcome::left("off", "guest.fix is off"));
     }
-    let case = case(care, machine);
+    let macs = macs(machine);
+    let case = case(care, machine, &macs);
     let is_required = care.settings.fix == GuestFix::Require;
     // From the first byte of a commit on, the images are not what was converted.
     let before_commit = || order.resume.map_or(Ok(()), Resume::forget);
@@ -275,6 +276,14 @@ impl Observer for Silent<'_> {
     fn is_cancelled(&self) -> bool {
         self.0.is_cancelled()
     }
+
+    fn is_paused(&self) -> bool {
+        self.0.is_paused()
+    }
+
+    fn tell(&self, line: &str) {
+        self.0.tell(line);
+    }
 }
 
 /// Puts what came of the repair into the metadata and beside the images.
@@ -295,6 +304,11 @@ fn tell(converted: &mut Converted, outcome: Outcome, directory: &Path) -> Result
     Ok(())
 }
 
+pub(super) fn macs(machine: &Machine) -> Vec<String> {
+    let mac = |nic: &Nic| nic.mac.as_ref().and_then(|mac| Nic::normal_mac(mac));
+    machine.nics.iter().filter_map(mac).collect()
+}
+
 /// The machine of domain.xml, as the boot proof starts it.
 fn machine(
     machine: &Machine,
@@ -302,7 +316,6 @@ fn machine(
     disks: Vec<Image>,
     devices: Devices,
 ) -> boot::Machine {
-    let mac = |nic: &Nic| nic.mac.as_ref().and_then(|mac| Nic::normal_mac(mac));
     boot::Machine {
         disks,
         bus: match devices {
@@ -312,7 +325,7 @@ fn machine(
         uefi: hardware.uefi,
         memory_mib: hardware.memory_kib / 1024,
         cpus: hardware.cpus,
-        macs: machine.nics.iter().filter_map(mac).collect(),
+        macs: macs(machine),
     }
 }
 
@@ -389,7 +402,8 @@ fn examine_in(
         copy(disk, &path, &plan, observer)?;
         drives.push(drive(&path, plan.format.as_str(), true)?);
     }
-    let case = case(care, &appliance.machine);
+    let macs = macs(&appliance.machine);
+    let case = case(care, &appliance.machine, &macs);
     let found = guest::examine(&case, &drives, observer)?;
     Ok(match found {
         Ok(guest) => Examined {
@@ -405,11 +419,12 @@ fn examine_in(
     })
 }
 
-pub(super) fn case<'a>(care: &'a Care, machine: &Machine) -> Case<'a> {
+pub(super) fn case<'a>(care: &'a Care, machine: &Machine, macs: &'a [String]) -> Case<'a> {
     Case {
         site: &care.site,
         settings: &care.settings,
         keys: &care.keys,
+        macs,
         firmware: match machine.firmware {
             job::Firmware::Bios => Some(Firmware::Bios),
             job::Firmware::Uefi => Some(Firmware::Uefi),

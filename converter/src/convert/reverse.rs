@@ -4,7 +4,7 @@ use std::path::Path;
 use queue::durable::{self, HostVolume};
 use queue::instance::config::OutFormat;
 
-use super::care::{Care, case, digest_of};
+use super::care::{Care, case, digest_of, macs};
 use super::metadata::Metadata;
 use super::vm::DOMAIN;
 use crate::disk::Observer;
@@ -30,8 +30,9 @@ pub fn undo(
         .iter()
         .map(|disk| image(directory, &disk.file))
         .collect();
+    let macs = macs(&metadata.machine);
     let files = guest::undo::undo(
-        &case(care, &metadata.machine),
+        &case(care, &metadata.machine, &macs),
         directory,
         &images,
         force,

@@ -41,6 +41,8 @@ pub struct Case<'a> {
     pub keys: &'a [Vec<u8>],
     /// What the source says of it, if it does.
     pub firmware: Option<Firmware>,
+    /// The network cards' addresses, as the source says.
+    pub macs: &'a [String],
 }
 
 /// What came of a guest's repair.
@@ -84,20 +86,13 @@ pub fn examine(
     observer: &dyn Observer,
 ) -> Result<std::result::Result<Guest, (Refusal, String)>> {
     let (mut session, _) = accel::launch(case.site, case.settings.accel, drives, observer)?;
-    match inspect::inspect(&mut session, case.keys, case.firmware, true)? {
+    match inspect::inspect(&mut session, case, true)? {
         Found::Nothing(refusal, reason) => Ok(Err((refusal, reason))),
         Found::System(mut guest) => {
-            list_drivers(&mut Bench::new(&mut session), &mut guest)?;
+            drivers::list(&mut Bench::new(&mut session), &mut guest)?;
             Ok(Ok(*guest))
         }
     }
-}
-
-fn list_drivers(bench: &mut Bench<'_, '_>, guest: &mut Guest) -> Result<()> {
-    for kernel in &mut guest.kernels {
-        kernel.drivers = drivers::drivers(bench, kernel)?.unwrap_or_default();
-    }
-    Ok(())
 }
 
 /// Repairs the guest on the staged images of `directory`: all of it or nothing. A guest without a
@@ -116,7 +111,7 @@ pub fn repair(
     let (mut session, accel) = accel::launch(case.site, case.settings.accel, &drives, observer)?;
     tracing::debug!("the appliance runs under {}", accel.as_str());
     clock.lap("launch");
-    let mut guest = match inspect::inspect(&mut session, case.keys, case.firmware, false)? {
+    let mut guest = match inspect::inspect(&mut session, case, false)? {
         Found::System(guest) => *guest,
         Found::Nothing(refusal, reason) => {
             clock.lap("inspect");
@@ -126,9 +121,17 @@ pub fn repair(
         }
     };
     let mut bench = Bench::new(&mut session);
-    list_drivers(&mut bench, &mut guest)?;
+    drivers::list(&mut bench, &mut guest)?;
     clock.lap("inspect");
-    let virtio = repair::repair(&mut bench, &guest, case.settings)?;
+    if !repair::is_known(&guest) {
+        let reason = format!("there is no recipe for {:?}", guest.os.name);
+        let mut outcome = Outcome::left(Refusal::Unsupported.as_str(), reason);
+        outcome.report.found = Some(guest);
+        outcome.timings = clock.laps;
+        return Ok(outcome);
+    }
+    let found = guest.clone();
+    let virtio = repair::repair(&mut bench, &mut guest, case.settings)?;
     let Bench {
         changes,
         skipped,
@@ -144,7 +147,7 @@ pub fn repair(
     Ok(Outcome {
         report: ChangeReport {
             repaired: true,
-            found: Some(guest),
+            found: Some(found),
             changes,
             skipped,
             ran,
@@ -193,12 +196,12 @@ pub fn is_final(error: &Error) -> bool {
     error.kind != ErrorKind::Guest
 }
 
-/// The limits of a session on any host.
-pub fn site(work: &Path) -> Site {
+/// Where sessions work, and their limits.
+pub fn site(settings: &Settings, work: &Path) -> Site {
     Site {
         work: work.to_path_buf(),
         kvm_limit: Duration::from_secs(60),
         launch_limit: Duration::from_secs(300),
-        session_limit: Duration::from_secs(1800),
+        session_limit: Duration::from_secs(settings.repair_timeout),
     }
 }

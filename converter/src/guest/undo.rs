@@ -4,9 +4,9 @@ use std::path::Path;
 use super::appliance::guest as failure;
 use super::bench::Bench;
 use super::inspect::{self, Found};
-use super::model::FileChange;
+use super::model::Entry;
 use super::overlay::{self, Image, Overlays};
-use super::report::{Change, ChangeReport, hash};
+use super::report::{Change, ChangeReport, LINK, mark};
 use super::{Case, accel};
 use crate::disk::Observer;
 use crate::error::{Error, Result};
@@ -32,9 +32,7 @@ pub fn undo(
     let overlays = Overlays::create(directory, images)?;
     let drives = overlays.drives()?;
     let (mut session, _) = accel::launch(case.site, case.settings.accel, &drives, observer)?;
-    if let Found::Nothing(_, reason) =
-        inspect::inspect(&mut session, case.keys, case.firmware, false)?
-    {
+    if let Found::Nothing(_, reason) = inspect::inspect(&mut session, case, false)? {
         return Err(failure(reason));
     }
     let mut bench = Bench::new(&mut session);
@@ -58,31 +56,31 @@ fn put_back(
     change: &Change,
     force: bool,
 ) -> Result<()> {
-    let original = match &change.original {
-        None => None,
-        Some(name) => {
+    let link = change
+        .before
+        .as_deref()
+        .and_then(|before| before.strip_prefix(LINK));
+    let original = match (&change.original, link) {
+        (_, Some(target)) => Entry::Link(target.to_owned()),
+        (None, None) => Entry::Nothing,
+        (Some(name), None) => {
             let path = directory.join(plain(name)?);
-            Some(std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?)
+            let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+            Entry::File(bytes)
         }
     };
-    if original.as_deref().map(hash) != change.before {
+    if mark(&original) != change.before {
         return Err(
             Error::invalid(format!("the original of {} is damaged", change.path))
                 .with_remedy("convert the source again"),
         );
     }
-    let now = bench.read(&change.path)?;
-    let found = now.as_deref().map(hash);
+    let found = mark(&bench.entry(&change.path)?);
     if !force && found != change.after && found != change.before {
         let context = format!("{} was changed after the repair", change.path);
         return Err(Error::invalid(context).with_remedy("--force puts the original in its place"));
     }
-    bench.put(FileChange {
-        path: change.path.clone(),
-        reason: "undo".to_owned(),
-        before: now,
-        after: original,
-    })
+    bench.put(&change.path, original, "undo")
 }
 
 /// `undo/<number>`: nothing else is an original's name.
