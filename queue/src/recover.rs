@@ -75,7 +75,7 @@ fn clear_orphaned_staging(spool: &Spool) -> Result<()> {
     // Listed before the jobs are looked up: a job exists before its staging does.
     for entry in spool.volume.read_dir(&staging)? {
         let name = entry.name.to_string_lossy().into_owned();
-        let id = name.strip_suffix(".previous").unwrap_or(&name);
+        let id = name.split_once('.').map_or(&*name, |(id, _)| id);
         let Ok(id) = id.parse::<JobId>() else {
             continue;
         };

@@ -56,6 +56,25 @@ impl Window {
         &self.path
     }
 
+    /// What changes when somebody changes the file, or puts another in its place: one line.
+    pub fn stamp(&self) -> Result<String> {
+        let found = self.file.metadata();
+        let stat = found.map_err(|error| Error::io("stat", &self.path, error))?;
+        Ok(format!(
+            "{} {}+{} {}:{} {} {}.{:09} {}.{:09}",
+            self.path.display(),
+            self.base_bytes,
+            self.length_bytes,
+            stat.dev(),
+            stat.ino(),
+            stat.size(),
+            stat.mtime(),
+            stat.mtime_nsec(),
+            stat.ctime(),
+            stat.ctime_nsec(),
+        ))
+    }
+
     pub fn length_bytes(&self) -> u64 {
         self.length_bytes
     }

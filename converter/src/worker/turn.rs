@@ -2,6 +2,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use queue::durable::{HostVolume, Volume};
 use queue::instance::Config;
 use queue::job::{JobId, Phase, VmName};
 use queue::recover::Waiting;
@@ -10,8 +11,10 @@ use queue::spool::{Begun, Fate, Job, Product};
 
 use super::activity::{Activity, Command, Reporter};
 use super::log;
+use crate::convert::Resume;
 use crate::convert::vm::{self, Converted, Order};
 use crate::convert::wishes::{self, Wishes};
+use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{self, Appliance};
 
@@ -169,6 +172,12 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
     );
     let name = job.memory.vm_name.clone();
     let (staging, result) = (job.staging_dir(), job.result_dir());
+    let resume = Resume {
+        directory: job.journal_dir(),
+        every_bytes: settings.config.checkpoint_mib.saturating_mul(1 << 20),
+        has_more: appliance.disks.len() > 1,
+        sync: &|path| HostVolume.sync(path),
+    };
     let order = Order {
         name: &name,
         first_file: wished.first_file.as_deref(),
@@ -178,16 +187,20 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
         result: &result,
         origin: wished.origin.clone(),
         host: &settings.host,
+        resume: (resume.every_bytes > 0).then_some(&resume),
     };
-    let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance));
     let count = appliance.disks.len();
+    let attempts = job.memory.attempts;
+    let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance), count);
     let mut converted = vm::vm(&appliance, &order, &reporter, &mut |number, disk| {
-        reporter.say(&format!(
+        reporter.enter_disk(number);
+        reporter.tell(&format!(
             "converting disk {number} of {count}: {} ({})",
             disk.name, disk.format
         ));
     })?;
     drop(reporter);
+    converted.metadata.attempts = attempts;
     converted.metadata.notes.extend(wished.notes);
     note_time(job, Phase::Convert, started);
     Ok(Work::Done(Box::new(converted)))
