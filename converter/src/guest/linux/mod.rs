@@ -6,6 +6,7 @@
 pub mod agents;
 pub mod bootloader;
 pub mod edit;
+mod ini;
 pub mod initramfs;
 pub mod modules;
 pub mod network;

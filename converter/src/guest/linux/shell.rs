@@ -140,8 +140,8 @@ mod tests {
 
     #[test]
     fn assignments_are_found_where_a_shell_finds_them() {
-        let text = "# A=1\nA=2 # x\n  export B=\"a \\\" b\"\nC='x y'\nD=(a\n b)\nE+=\" z \"\nF=a\"b\"\n\
-                    G=\"open\n";
+        let text = "# A=1\nA=2 # x\n  export B=\"a \\\" b\"\nC='x y'\nD=(a\n b)\n\
+                    E+=\" z \"\nF=a\"b\"\nG=\"open\n";
         let all = assignments(text);
         let seen: Vec<_> = all.iter().map(|a| (a.key, a.value, a.appends)).collect();
         let expected = [

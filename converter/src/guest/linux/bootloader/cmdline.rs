@@ -60,10 +60,12 @@ pub fn revise(line: &str, devices: &Devices<'_>, setting: Setting) -> Revised {
         };
         let name = piece.get(range.clone()).unwrap_or_default();
         let mountpoint = piece.starts_with("root=").then_some("/");
-        let found = devices.find_mounted(name, None, mountpoint).and_then(|device| {
-            let new = devices.name(device, tags, Spelling::Tag);
-            new.ok_or_else(|| "it has no identifier that can be used here".to_owned())
-        });
+        let found = devices
+            .find_mounted(name, None, mountpoint)
+            .and_then(|device| {
+                let new = devices.name(device, tags, Spelling::Tag);
+                new.ok_or_else(|| "it has no identifier that can be used here".to_owned())
+            });
         let mut piece = piece.to_owned();
         match found {
             Ok(new) => {

@@ -42,7 +42,11 @@ pub fn add_login(inittab: &[u8]) -> Edit {
         .find(|word| word.ends_with("getty"))
         .unwrap_or("/sbin/getty");
     // mingetty knows screens only.
-    let path = if path.ends_with("mingetty") { "/sbin/agetty" } else { path };
+    let path = if path.ends_with("mingetty") {
+        "/sbin/agetty"
+    } else {
+        path
+    };
     if !path.starts_with('/') || path.len() > 64 || !path.is_ascii() {
         return edit;
     }

@@ -1,5 +1,5 @@
-//! The loaders' menus: grub.cfg, menu.lst, Boot Loader Specification entries, extlinux.conf, and the
-//! block of variables that GRUB 2 reads beside its menu.
+//! The loaders' menus: grub.cfg, menu.lst, Boot Loader Specification entries, extlinux.conf, and
+//! the block of variables that GRUB 2 reads beside its menu.
 use std::ops::Range;
 
 use super::cmdline::{self, Console, Setting};

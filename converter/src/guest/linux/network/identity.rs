@@ -20,6 +20,16 @@ pub struct Pin {
     pub mac: String,
 }
 
+impl Interface {
+    /// Where both are told.
+    pub fn pin(self) -> Option<Pin> {
+        Some(Pin {
+            name: self.name?,
+            mac: self.mac?,
+        })
+    }
+}
+
 /// What is known of the machine's cards, and what is not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pairing {
@@ -104,7 +114,12 @@ pub fn pair(interfaces: &[Interface], macs: &[String]) -> Pairing {
     // A name tied to a card that is gone was not in use either.
     let is_open = |name: &&&str| pairing.mac_of(name).is_none() && !told.contains_key(**name);
     let open: Vec<&str> = names.iter().filter(is_open).copied().collect();
-    let is_free = |mac: &&String| pairing.name_of(mac).is_none();
+    // A configuration that names no interface has its card already.
+    let nameless = interfaces
+        .iter()
+        .filter(|interface| interface.name.is_none());
+    let is_taken = |mac: &str| nameless.clone().any(|it| it.mac.as_deref() == Some(mac));
+    let is_free = |mac: &&String| pairing.name_of(mac).is_none() && !is_taken(mac);
     let free: Vec<&String> = macs.iter().filter(is_free).collect();
     pair_by_order(&open, &free, macs, &mut pairing);
     pairing.pins.sort();
@@ -127,10 +142,9 @@ fn pair_by_order(open: &[&str], free: &[&String], macs: &[String], pairing: &mut
         [] => return,
         [one] if free.len() == 1 => free.iter().map(|mac| (*one, *mac)).collect(),
         _ if is_counted => {
-            let card = |(number, name): &(u32, &'_ str)| (*number as usize, *name);
-            let cards = ordered.iter().map(card);
+            let cards = ordered.iter();
             cards
-                .filter_map(|(number, name)| Some((name, macs.get(number)?)))
+                .filter_map(|(number, name)| Some((*name, macs.get(*number as usize)?)))
                 .collect()
         }
         several if free.len() == several.len() && ordered.len() == several.len() => {

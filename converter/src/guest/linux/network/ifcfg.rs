@@ -69,6 +69,7 @@ pub fn revise_ifcfg(file: &str, bytes: &[u8], pairing: &Pairing) -> Edit {
                 notes.change("the name is tied to the card by a udev rule");
                 Fate::Drop
             }
+            "HWADDR" if found.value.is_empty() => Fate::Keep,
             "HWADDR" => {
                 notes.skip(format!(
                     "HWADDR={} stays: no such card is known",

@@ -1,7 +1,7 @@
 //! NetworkManager's keyfiles: /etc/NetworkManager/system-connections/*.nmconnection.
 use super::identity::{Interface, Pairing, mac};
-use super::ini::{Setting, read as read_ini, revise_settings, values};
 use crate::guest::linux::edit::{Edit, Fate, quote};
+use crate::guest::linux::ini::{Setting, read as read_ini, revise_settings, values};
 
 pub fn read(bytes: &[u8]) -> Option<Interface> {
     let settings = read_ini(bytes);

@@ -6,7 +6,6 @@
 pub mod identity;
 pub mod ifcfg;
 pub mod ifupdown;
-mod ini;
 pub mod keyfile;
 pub mod netplan;
 pub mod networkd;

@@ -150,7 +150,9 @@ pub fn revise_netplan(bytes: &[u8]) -> Edit {
             return Fate::Keep;
         }
         notes.change("the card has another driver now");
-        let driver = driver.replace("vmxnet3*", "vmxnet3").replace("vmxnet3", "virtio_net");
+        let driver = driver
+            .replace("vmxnet3*", "vmxnet3")
+            .replace("vmxnet3", "virtio_net");
         Fate::Replace(format!("{before}{driver}"))
     })
 }

@@ -1,7 +1,7 @@
 //! systemd's .network and .link files: systemd.network(5), systemd.link(5).
 use super::identity::{Interface, Pairing, mac};
-use super::ini::{Setting, read as read_ini, revise_settings, values};
 use crate::guest::linux::edit::{Edit, Fate, quote};
+use crate::guest::linux::ini::{Setting, read as read_ini, revise_settings, values};
 
 /// The drivers of the cards that KVM offers.
 const DRIVERS: &str = "virtio_net e1000e";

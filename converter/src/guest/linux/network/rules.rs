@@ -77,6 +77,13 @@ pub fn revise_rules(bytes: &[u8], pairing: &Pairing) -> Edit {
             "{} is tied to its card by the MAC address alone",
             quote(name)
         ));
+        // Bonds and VLANs have the address too, but no driver.
+        if !terms
+            .iter()
+            .any(|term| term.key == "DRIVERS" && !is_hardware(term))
+        {
+            kept.push("DRIVERS==\"?*\"".to_owned());
+        }
         let others = terms.iter().filter(|term| !is_hardware(term));
         let mut words: Vec<String> = others.map(|term| term.text.to_owned()).collect();
         words.splice(1.min(words.len())..1.min(words.len()), kept);
@@ -99,7 +106,10 @@ fn terms(line: &str) -> Vec<Term<'_>> {
         return Vec::new();
     }
     // No value in a rule for a card holds a comma.
-    let pieces = line.split(',').map(str::trim_ascii).filter(|text| !text.is_empty());
+    let pieces = line
+        .split(',')
+        .map(str::trim_ascii)
+        .filter(|text| !text.is_empty());
     pieces.map(term).collect::<Option<_>>().unwrap_or_default()
 }
 

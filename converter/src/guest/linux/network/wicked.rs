@@ -6,7 +6,10 @@ use crate::guest::linux::edit::{Edit, Splice, decode, refusal, splice};
 
 /// A fragment of several `<interface>` elements is what wicked reads: it is put into one root.
 /// Wicked uses prefixes that it never declares.
-const ROOT: (&str, &str) = ("<config xmlns:ipv4=\"ipv4\" xmlns:ipv6=\"ipv6\">", "</config>");
+const ROOT: (&str, &str) = (
+    "<config xmlns:ipv4=\"ipv4\" xmlns:ipv6=\"ipv6\">",
+    "</config>",
+);
 
 pub fn read(bytes: &[u8]) -> Vec<Interface> {
     if refusal(bytes).is_some() {
@@ -55,7 +58,10 @@ fn read_interface(node: Node<'_, '_>) -> Option<Interface> {
     let name = child(node, "name").filter(|_| !is_virtual)?;
     let is_plain = name.attribute("namespace").is_none();
     let mut addresses = Vec::new();
-    for section in node.children().filter(|child| child.tag_name().namespace().is_some()) {
+    for section in node
+        .children()
+        .filter(|child| child.tag_name().namespace().is_some())
+    {
         match section.tag_name().name() {
             "static" => {
                 let inside = section.descendants();

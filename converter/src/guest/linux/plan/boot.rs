@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::guest::linux::bootloader::entries::{self, Format};
 use crate::guest::linux::bootloader::{console, defaults, device_map, fallback};
 use crate::guest::linux::edit::decode;
+use crate::guest::linux::initramfs::tool::is_plain;
 use crate::guest::model::Firmware;
 
 /// Where the EFI system partition is mounted.
@@ -28,6 +29,14 @@ const DEFAULTS: [&str; 3] = [
     "/etc/default/grub",
     "/etc/sysconfig/bootloader",
     "/etc/update-extlinux.conf",
+];
+
+/// The programs that make a menu of GRUB 2, under their names in the distributions.
+const MAKERS: [&str; 4] = [
+    "/usr/sbin/grub2-mkconfig",
+    "/sbin/grub2-mkconfig",
+    "/usr/sbin/grub-mkconfig",
+    "/usr/bin/grub-mkconfig",
 ];
 
 impl Planner<'_> {
@@ -162,32 +171,29 @@ impl Planner<'_> {
         if !is_changed {
             return Ok(());
         }
-        for (menu, tools) in [
-            (
-                "/boot/grub2/grub.cfg",
-                ["/usr/sbin/grub2-mkconfig", "/sbin/grub2-mkconfig"],
-            ),
-            (
-                "/boot/grub/grub.cfg",
-                ["/usr/sbin/grub-mkconfig", "/usr/bin/grub-mkconfig"],
-            ),
-        ] {
-            let Some(text) = self.tree.read(menu)? else {
-                continue;
-            };
-            // A menu of that tool, not one that only leads to another.
-            if !decode(&text).contains("### BEGIN /etc/grub.d/") {
-                continue;
+        let mut menus = vec![
+            "/boot/grub2/grub.cfg".to_owned(),
+            "/boot/grub/grub.cfg".into(),
+        ];
+        for vendor in self.files("/boot/efi/EFI", |_| true)? {
+            menus.push(format!("{vendor}/grub.cfg"));
+        }
+        let mut tool = None;
+        for program in MAKERS {
+            if tool.is_none() && self.tree.exists(program)? {
+                tool = Some(program);
             }
-            for tool in tools {
-                if self.tree.exists(tool)? {
-                    self.actions.push(Action::Run {
-                        arguments: vec![tool.to_owned(), "-o".to_owned(), menu.to_owned()],
-                        touches: vec![menu.to_owned()],
-                        reason: "the menu follows its settings".to_owned(),
-                    });
-                    break;
-                }
+        }
+        for menu in menus {
+            let text = self.tree.read(&menu)?.unwrap_or_default();
+            // A menu of that tool, not one that only leads to another.
+            let is_made = decode(&text).contains("### BEGIN /etc/grub.d/");
+            if let Some(tool) = tool.filter(|_| is_made && is_plain(&menu)) {
+                self.actions.push(Action::Run {
+                    arguments: vec![tool.to_owned(), "-o".to_owned(), menu.clone()],
+                    touches: vec![menu.replace("grub.cfg", "grubenv"), menu],
+                    reason: "the menu follows its settings".to_owned(),
+                });
             }
         }
         Ok(())

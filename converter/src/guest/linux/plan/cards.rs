@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 
 use super::Planner;
 use crate::error::Result;
-use crate::guest::linux::network::identity::{Interface, Pairing, Pin, pair};
+use crate::guest::linux::network::identity::{self, Interface, Pairing, Pin, pair};
 use crate::guest::linux::network::{ifcfg, ifupdown, keyfile, netplan, networkd, rules, wicked};
 
 /// A way of configuring an interface.
@@ -84,42 +84,31 @@ impl Planner<'_> {
     pub(super) fn cards(&mut self) -> Result<()> {
         let files = self.network_files()?;
         let mut interfaces = Vec::new();
-        let mut given = BTreeSet::new();
         for (stack, path) in &files {
             let bytes = self.read(path)?.unwrap_or_default();
             if *stack == Stack::Netplan && netplan::is_flow(&bytes) {
                 let text = format!("{path}: written in flow style, which is not read");
                 self.warn("network", text);
             }
-            for interface in stack.read(path, &bytes) {
-                if let (true, Some(name), Some(mac)) =
-                    (stack.names_cards(), &interface.name, &interface.mac)
-                {
-                    given.insert((name.clone(), mac.clone()));
-                }
-                interfaces.push(interface);
-            }
+            interfaces.extend(stack.read(path, &bytes));
         }
-        let macs: Vec<String> = self
-            .guest
-            .nics
-            .iter()
-            .filter_map(|nic| nic.mac.clone())
+        let nics = self.guest.nics.iter();
+        let macs: Vec<String> = nics
+            .filter_map(|nic| identity::mac(nic.mac.as_deref()?))
             .collect();
         let mut pairing = pair(&interfaces, &macs);
-        for doubt in std::mem::take(&mut pairing.doubts) {
-            self.warn("network", doubt);
-        }
         let has_udev = self.tree.exists("/etc/udev")? || self.tree.exists("/lib/udev")?;
         if !has_udev {
             // Names come from the kernel, in the order of the cards, which stays.
             pairing = Pairing::default();
         }
-        self.pin(&pairing, &given)?;
-        for (stack, path) in files {
-            self.revise_card(stack, &path, &pairing)?;
+        for doubt in std::mem::take(&mut pairing.doubts) {
+            self.warn("network", doubt);
         }
-        Ok(())
+        for (stack, path) in &files {
+            self.revise_card(*stack, path, &pairing)?;
+        }
+        self.pin(&pairing, &files)
     }
 
     fn network_files(&mut self) -> Result<Vec<(Stack, String)>> {
@@ -133,27 +122,24 @@ impl Planner<'_> {
     }
 
     /// One rule for each card whose name nothing else ties to it.
-    fn pin(&mut self, pairing: &Pairing, given: &BTreeSet<(String, String)>) -> Result<()> {
-        let is_given = |pin: &&Pin| given.contains(&(pin.name.clone(), pin.mac.clone()));
-        let new: Vec<Pin> = pairing
-            .pins
-            .iter()
-            .filter(|pin| !is_given(pin))
-            .cloned()
-            .collect();
+    fn pin(&mut self, pairing: &Pairing, files: &[(Stack, String)]) -> Result<()> {
+        let mut given = BTreeSet::new();
+        for (stack, path) in files.iter().filter(|(stack, _)| stack.names_cards()) {
+            let bytes = self.read(path)?.unwrap_or_default();
+            let pins = stack
+                .read(path, &bytes)
+                .into_iter()
+                .filter_map(Interface::pin);
+            given.extend(pins);
+        }
+        let pins = pairing.pins.iter();
+        let new: Vec<Pin> = pins.filter(|pin| !given.contains(*pin)).cloned().collect();
         if new.is_empty() {
             return Ok(());
         }
         let own = self.read(rules::PATH)?.unwrap_or_default();
         let held = rules::read(&own).into_iter();
-        let mut pins: BTreeSet<Pin> = held
-            .filter_map(|interface| {
-                Some(Pin {
-                    name: interface.name?,
-                    mac: interface.mac?,
-                })
-            })
-            .collect();
+        let mut pins: BTreeSet<Pin> = held.filter_map(Interface::pin).collect();
         pins.extend(new);
         let pins: Vec<Pin> = pins.into_iter().collect();
         self.place(

@@ -1,10 +1,11 @@
 //! The initramfs tools' configuration, and every kernel's initramfs.
 use super::{Action, Planner};
 use crate::error::Result;
-use crate::guest::linux::edit::Edit;
+use crate::guest::linux::edit::{Edit, quote};
 use crate::guest::linux::initramfs::config;
 use crate::guest::linux::initramfs::listing::{Supply, WANTED};
 use crate::guest::linux::initramfs::tool::{self, Tool};
+use crate::guest::linux::storage::lvm;
 use crate::guest::model::{Family, Kernel};
 
 impl Planner<'_> {
@@ -25,7 +26,13 @@ impl Planner<'_> {
 
     /// Whether something changed that an initramfs has a copy of.
     fn configure(&mut self, tool: Tool) -> Result<bool> {
-        let has_copy = |action: &Action| matches!(action, Action::Write { path, .. } if path == "/etc/crypttab");
+        let copied = ["/etc/crypttab", "/etc/lvm/lvm.conf", lvm::DEVICES_FILE];
+        let has_copy = |action: &Action| match action {
+            Action::Write { path, .. } | Action::Remove { path, .. } => {
+                copied.contains(&path.as_str())
+            }
+            _ => false,
+        };
         let mut is_stale = self.actions.iter().any(has_copy);
         match tool {
             Tool::InitramfsTools => {
@@ -75,6 +82,11 @@ impl Planner<'_> {
 
     fn kernel(&mut self, tool: Tool, kernel: &Kernel, is_stale: bool) -> Result<()> {
         let release = &kernel.version;
+        if !tool::is_plain(release) || !tool::is_plain(&kernel.modules) {
+            let text = format!("kernel {} has a name that no command gets", quote(release));
+            self.warn("no_initramfs", text);
+            return Ok(());
+        }
         let builtin = self
             .tree
             .read(&format!("{}/modules.builtin", kernel.modules))?;

@@ -11,7 +11,7 @@ use queue::instance::config::{FstabMode, Guest as Settings};
 
 use super::edit::{Change, Edit, decode};
 use super::storage::devices::Devices;
-use super::storage::{crypttab, fstab};
+use super::storage::{crypttab, fstab, lvm, units};
 use super::{modules, selinux};
 use crate::error::Result;
 use crate::guest::model::Guest;
@@ -219,6 +219,19 @@ impl Planner<'_> {
         self.edit("/etc/crypttab", |it, text| {
             crypttab::stabilise(text, &it.devices, mode)
         })?;
+        let is_mount = |name: &str| name.ends_with(".mount") || name.ends_with(".swap");
+        for path in self.files("/etc/systemd/system", is_mount)? {
+            self.edit(&path, |it, text| units::stabilise(text, &it.devices, mode))?;
+        }
+        if mode == FstabMode::BypathOnly {
+            return Ok(());
+        }
+        self.edit("/etc/lvm/lvm.conf", |_, text| lvm::revise_filters(text))?;
+        let devices = self.tree.read(lvm::DEVICES_FILE)?;
+        if devices.is_some_and(|devices| lvm::is_stale(&devices)) {
+            let reason = "LVM looks for its volumes on every disk";
+            self.remove(lvm::DEVICES_FILE.to_owned(), reason);
+        }
         Ok(())
     }
 
@@ -261,5 +274,5 @@ impl Planner<'_> {
 fn is_file_name(name: &str) -> bool {
     (1..=255).contains(&name.len())
         && !matches!(name, "." | "..")
-        && !name.contains(['/', '\0', '\n'])
+        && !name.contains(|c: char| c == '/' || c.is_control())
 }

@@ -3,7 +3,7 @@
 //!
 //! `/dev/sdb1`, `/dev/xvdb1`, `/dev/hdb1` and `/dev/vdb1` are one place: the second disk's first
 //! partition. Identifiers come from hostile file systems: only harmless ones are ever written.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::guest::linux::edit::quote;
 use crate::guest::model::BlockDevice;
@@ -53,28 +53,58 @@ struct Place {
 /// The guest's block devices, looked up by their old names.
 pub struct Devices<'a> {
     all: Vec<(Option<Place>, &'a BlockDevice)>,
-    /// The controllers that the guest's by-path names mention.
-    controllers: BTreeSet<String>,
+    /// The names in /dev/disk that the guest's files mention, each disk with its partitions.
+    linked: BTreeMap<String, BTreeSet<u32>>,
+    /// The drivers whose names for disks they mention. `/dev/sda` and `/dev/nvme0n1` of one
+    /// machine are two disks: with two families of names, a position tells nothing.
+    families: BTreeSet<&'static str>,
 }
 
 impl<'a> Devices<'a> {
-    /// `texts` are the guest's files that may hold by-path names: with more than one controller
-    /// in them, a SCSI target does not tell which disk is meant.
+    /// `texts` are the guest's files that may hold names from /dev/disk: which partitions one disk
+    /// has in them helps to tell which disk it is.
     pub fn new(devices: &'a [BlockDevice], texts: &[&str]) -> Self {
-        let names = texts.iter().flat_map(|text| {
-            let pieces = text.split("/dev/disk/by-path/").skip(1);
-            pieces.filter_map(|piece| piece.split("-scsi-").next())
-        });
+        let mut linked: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+        for piece in texts
+            .iter()
+            .flat_map(|text| text.split("/dev/disk/").skip(1))
+        {
+            let end = piece.find(|c: char| c.is_ascii_whitespace() || "\"',".contains(c));
+            let name = piece.get(..end.unwrap_or(piece.len())).unwrap_or_default();
+            let (disk, partition) = split_linked(name);
+            if name.len() < 256 && linked.len() < 256 {
+                linked.entry(disk).or_default().extend(partition);
+            }
+        }
         Self {
             all: devices
                 .iter()
                 .map(|device| (place(&device.name), device))
                 .collect(),
-            controllers: names
-                .filter(|name| name.len() < 64)
-                .map(str::to_owned)
-                .collect(),
+            linked,
+            families: texts.iter().flat_map(|text| families(text)).collect(),
         }
+    }
+
+    /// Whether a disk of the machine can be the one of this name.
+    fn can_be(&self, disk: u32, linked: &str) -> bool {
+        let has = |partition: &u32| {
+            let wanted = Place {
+                disk,
+                partition: Some(*partition),
+            };
+            self.all.iter().any(|(place, _)| *place == Some(wanted))
+        };
+        self.linked
+            .get(linked)
+            .is_none_or(|partitions| partitions.iter().all(has))
+    }
+
+    /// With more than one controller, a SCSI target does not tell which disk is meant.
+    fn has_one_controller(&self) -> bool {
+        let names = self.linked.keys();
+        let of_scsi = names.filter_map(|name| Some(name.rsplit_once("-scsi-")?.0));
+        of_scsi.collect::<BTreeSet<_>>().len() == 1
     }
 
     /// The device that `name` meant; `fs` is the file system that must be on it, if one is known.
@@ -89,30 +119,33 @@ impl<'a> Devices<'a> {
         fs: Option<&str>,
         mountpoint: Option<&str>,
     ) -> Result<&'a BlockDevice, String> {
-        if let Some(place) = place(name) {
+        let place = place(name);
+        if let Some(place) = place.filter(|_| self.families.len() < 2) {
             let mut at = self.all.iter().filter(|(known, _)| *known == Some(place));
             let (_, device) = at
                 .next()
                 .ok_or("no such disk or partition is in the machine")?;
             return fits(device, fs);
         }
-        let linked = name
-            .strip_prefix("/dev/disk/")
-            .ok_or("a name that tells no disk")?;
-        let partition = linked
-            .rsplit_once("-part")
-            .and_then(|(_, number)| number.parse().ok());
+        let (linked, partition) = match (place, name.strip_prefix("/dev/disk/")) {
+            (Some(place), _) => (String::new(), place.partition),
+            (None, Some(linked)) => split_linked(linked),
+            (None, None) => return Err("a name that tells no disk".to_owned()),
+        };
         let candidates = self.all.iter().filter(|(place, device)| {
-            place.is_some_and(|place| place.partition == partition) && fits(device, fs).is_ok()
+            place.is_some_and(|place| {
+                place.partition == partition && self.can_be(place.disk, &linked)
+            }) && fits(device, fs).is_ok()
         });
         let candidates: Vec<_> = candidates.collect();
         match candidates.as_slice() {
             [] => Err("no file system of that kind is there".to_owned()),
             [(_, device)] => fits(device, fs),
             several => {
-                let disk = scsi_target(linked).filter(|_| self.controllers.len() == 1);
+                let disk = scsi_target(&linked).filter(|_| self.has_one_controller());
                 let is_meant = |(place, device): &&&(Option<Place>, &BlockDevice)| {
-                    let is_there = mountpoint.is_some() && device.mountpoint.as_deref() == mountpoint;
+                    let is_there =
+                        mountpoint.is_some() && device.mountpoint.as_deref() == mountpoint;
                     is_there || (disk.is_some() && place.map(|place| place.disk) == disk)
                 };
                 let mut meant = several.iter().filter(is_meant);
@@ -149,12 +182,7 @@ impl<'a> Devices<'a> {
     }
 
     /// A lasting name for what `name` meant, or why there is none.
-    pub fn rename(
-        &self,
-        name: &str,
-        fs: Option<&str>,
-        mountpoint: &str,
-    ) -> Result<String, String> {
+    pub fn rename(&self, name: &str, fs: Option<&str>, mountpoint: &str) -> Result<String, String> {
         let device = self.find_mounted(name, fs, Some(mountpoint))?;
         self.name(device, FILE_SYSTEM, Spelling::Tag)
             .ok_or_else(|| "its file system has no usable UUID, PARTUUID or label".to_owned())
@@ -224,6 +252,11 @@ pub fn kind(name: &str) -> Kind {
     Kind::Stable
 }
 
+/// Names with a letter for the disk and a number for the partition.
+const LETTERED: [&str; 5] = ["sd", "hd", "xvd", "vd", "ubd"];
+/// Compaq's arrays: a number for the drive, `p` and a number for the partition.
+const NUMBERED: [&str; 2] = ["cciss/c0d", "ida/c0d"];
+
 /// Where `/dev/sdb1` and its like point; none for names that tell no position.
 fn place(name: &str) -> Option<Place> {
     let device = name.strip_prefix("/dev/")?;
@@ -242,21 +275,39 @@ fn place(name: &str) -> Option<Place> {
             partition,
         })
     };
-    for prefix in ["sd", "hd", "xvd", "vd", "ubd"] {
-        if let Some(place) = lettered(prefix) {
-            return Some(place);
-        }
+    if let Some(place) = LETTERED.iter().find_map(|prefix| lettered(prefix)) {
+        return Some(place);
     }
     if let Some(rest) = device.strip_prefix("nvme") {
-        let (disk, rest) = split_number(rest)?;
-        let (_, partition) = split_number(rest.strip_prefix('n')?)?;
+        // VMware's disks are namespaces of one controller, EC2's have a controller each.
+        let (controller, rest) = split_number(rest)?;
+        let (namespace, partition) = split_number(rest.strip_prefix('n')?)?;
+        let disk = controller.checked_add(namespace.checked_sub(1)?)?;
         return with_p(disk, partition);
     }
-    let array = device
-        .strip_prefix("cciss/c0d")
-        .or(device.strip_prefix("ida/c0d"));
+    let array = NUMBERED
+        .iter()
+        .find_map(|prefix| device.strip_prefix(prefix));
     let (disk, partition) = split_number(array?)?;
     with_p(disk, partition)
+}
+
+/// The families of names that a file uses for disks; drives for discs aside.
+fn families(text: &str) -> BTreeSet<&'static str> {
+    let lines = text
+        .lines()
+        .filter(|line| !line.trim_ascii_start().starts_with('#'));
+    let lines = lines.filter(|line| !line.contains("iso9660") && !line.contains("udf"));
+    let words = lines.flat_map(|line| line.split(|c: char| c.is_ascii_whitespace() || c == '='));
+    let names = words.filter(|word| place(word).is_some());
+    let family = |name: &str| {
+        let name = name.strip_prefix("/dev/")?;
+        let all = LETTERED.iter().chain(&NUMBERED).chain(&["nvme"]);
+        all.into_iter()
+            .find(|prefix| name.starts_with(**prefix))
+            .copied()
+    };
+    names.filter_map(family).collect()
 }
 
 fn with_p(disk: u32, partition: &str) -> Option<Place> {
@@ -284,6 +335,17 @@ fn disk_of_letters(letters: &str) -> Option<u32> {
         number * 26 + u32::from(letter - b'a') + 1
     });
     Some(number - 1)
+}
+
+/// The disk and the partition of a name in /dev/disk. A disk's serial number has two spellings.
+fn split_linked(name: &str) -> (String, Option<u32>) {
+    let (disk, partition) = match name.rsplit_once("-part") {
+        Some((disk, number)) if number.parse::<u32>().is_ok() => (disk, number.parse().ok()),
+        _ => (name, None),
+    };
+    let spellings = ["by-id/wwn-0x", "by-id/scsi-3"];
+    let serial = spellings.iter().find_map(|start| disk.strip_prefix(start));
+    (serial.unwrap_or(disk).to_owned(), partition)
 }
 
 /// The SCSI target is the disk's number on VMware's controllers, which keep 7 for themselves.

@@ -3,3 +3,5 @@ pub mod crypttab;
 pub mod devices;
 mod entry;
 pub mod fstab;
+pub mod lvm;
+pub mod units;

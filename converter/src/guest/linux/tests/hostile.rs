@@ -13,7 +13,7 @@ use crate::guest::linux::network::identity::{Pairing, Pin};
 use crate::guest::linux::network::{ifcfg, ifupdown, keyfile, netplan, networkd, rules, wicked};
 use crate::guest::linux::plan::{Action, plan};
 use crate::guest::linux::storage::devices::Devices;
-use crate::guest::linux::storage::{crypttab, fstab};
+use crate::guest::linux::storage::{crypttab, fstab, lvm, units};
 use crate::guest::linux::{agents, modules, selinux};
 use crate::guest::model::BlockDevice;
 
@@ -30,6 +30,11 @@ fn repairs(text: &[u8], devices: &[BlockDevice], pairing: &Pairing) -> Vec<(&'st
             "by path",
             fstab::stabilise(text, devices, FstabMode::BypathOnly),
         ),
+        (
+            "unit",
+            units::stabilise(text, devices, FstabMode::StabilizeAll),
+        ),
+        ("lvm.conf", lvm::revise_filters(text)),
         (
             "crypttab",
             crypttab::stabilise(text, devices, FstabMode::StabilizeAll),
@@ -176,9 +181,13 @@ fn words() -> impl Strategy<Value = Vec<u8>> {
         "none",
         "/dev/urandom",
         "cryptdevice=/dev/sda3:x",
+        "[Mount]",
+        "What=/dev/sda1",
+        "filter = [ \"a|/dev/sda|\" ]",
+        "IDTYPE=sys_wwid",
     ];
     let piece = prop_oneof![
-        6 => select(&words[..]).prop_map(|word| word.as_bytes().to_vec()),
+        6 => select(words.to_vec()).prop_map(|word| word.as_bytes().to_vec()),
         3 => select(&[" ", "\t", "\n", "\r\n", "  ", ""][..])
             .prop_map(|blank| blank.as_bytes().to_vec()),
         1 => proptest::collection::vec(any::<u8>(), 0..4),

@@ -2,7 +2,9 @@
 //! and after, and what else is done to it.
 //!
 //! `WRITE_SAMPLES=1` writes the second half from the first; whoever does so reads what comes out.
+mod boot;
 mod hostile;
+mod images;
 mod network;
 mod storage;
 mod tree;

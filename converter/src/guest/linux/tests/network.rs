@@ -86,7 +86,8 @@ fn names_and_addresses_stay_with_their_cards() {
 proptest::proptest! {
     #[test]
     fn any_cards_get_back_the_names_they_had(count in 1_usize..6, eth in proptest::bool::ANY) {
-        let macs: Vec<String> = (0..count).map(|card| format!("00:50:56:9a:20:{card:02x}")).collect();
+        let mac = |card| format!("00:50:56:9a:20:{card:02x}");
+        let macs: Vec<String> = (0..count).map(mac).collect();
         let name = |card: usize| match eth {
             true => format!("eth{card}"),
             false => format!("enp{}s0", card + 3),
@@ -104,5 +105,58 @@ proptest::proptest! {
         proptest::prop_assert_eq!(pairing.pins.len(), count);
         let read = rules::read(&rules::render(&pairing.pins));
         proptest::prop_assert_eq!(read, told);
+    }
+}
+
+#[test]
+fn cards_without_a_mac_are_paired_only_where_it_is_certain() {
+    let macs = |count: usize| -> Vec<String> {
+        (0..count)
+            .map(|card| format!("00:50:56:00:00:{card:02x}"))
+            .collect()
+    };
+    for (names, cards, paired) in [
+        (&["ens192"][..], 1, "ens192=0"),
+        (&["enp3s0"], 1, "enp3s0=0"),
+        (&["ens192"], 2, ""),
+        (
+            &["ens160", "ens192", "ens224"],
+            3,
+            "ens160=0 ens192=1 ens224=2",
+        ),
+        (&["ens161", "ens192"], 2, ""),
+        (&["enp3s0", "enp4s0"], 2, ""),
+        (&["eth0"], 2, "eth0=0"),
+        (&["eth1"], 2, "eth1=1"),
+        (&["eth0", "eth7"], 2, "eth0=0 eth7=1"),
+        (&["ens192"], 0, ""),
+        // Neither bridges nor what already is its MAC address are cards.
+        (
+            &[
+                "br0",
+                "bond0",
+                "docker0",
+                "wlan0",
+                "enx005056000000",
+                "ens192.7",
+            ],
+            1,
+            "",
+        ),
+    ] {
+        let told: Vec<Interface> = names
+            .iter()
+            .map(|name| Interface {
+                name: Some((*name).to_owned()),
+                ..Interface::default()
+            })
+            .collect();
+        let macs = macs(cards);
+        let pairing = pair(&told, &macs);
+        let pins = pairing.pins.iter().map(|pin| {
+            let card = macs.iter().position(|mac| *mac == pin.mac).unwrap();
+            format!("{}={card}", pin.name)
+        });
+        assert_eq!(pins.collect::<Vec<_>>().join(" "), paired, "{names:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Files of `[section]` and `key=value`: NetworkManager's and systemd's.
+//! Files of `[section]` and `key=value`: NetworkManager's keyfiles and systemd's units.
 use crate::guest::linux::edit::{Edit, Fate, Notes, decode, refusal, revise};
 
 /// One `key=value` line.
