@@ -15,9 +15,16 @@ const BOOT_SECONDS: u64 = 400;
 /// The raw disk of a guest that comes from VMware: `plain`, `lvm` or `btrfs`. Made at first use.
 pub fn disk(variant: &str) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/guest.sh");
-    let output = Command::new("sh").arg(&script).arg(variant).output().unwrap();
+    let output = Command::new("sh")
+        .arg(&script)
+        .arg(variant)
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "tests/setup/guest.sh {variant}: {said}");
+    assert!(
+        output.status.success(),
+        "tests/setup/guest.sh {variant}: {said}"
+    );
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
@@ -54,15 +61,49 @@ pub fn boot(image: &Path, format: &str, devices: &[&str], dir: &Path, signs: &[&
     let overlay = dir.join("boot.qcow2");
     let _ = std::fs::remove_file(&overlay);
     let backing = text(image);
-    qemu_img(&["create", "-q", "-f", "qcow2", "-F", format, "-b", backing, text(&overlay)]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        format,
+        "-b",
+        backing,
+        text(&overlay),
+    ]);
     let log = dir.join("serial.log");
     std::fs::write(&log, "").unwrap();
     let mut command = Command::new("timeout");
-    command.args([&BOOT_SECONDS.to_string(), "qemu-system-x86_64", "-accel", "tcg,thread=multi"]);
-    command.args(["-machine", "q35", "-cpu", "max", "-m", "1024", "-nodefaults"]);
-    command.args(["-display", "none", "-vga", "std", "-nic", "none", "-no-reboot"]);
+    command.args([
+        &BOOT_SECONDS.to_string(),
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg,thread=multi",
+    ]);
+    command.args([
+        "-machine",
+        "q35",
+        "-cpu",
+        "max",
+        "-m",
+        "1024",
+        "-nodefaults",
+    ]);
+    command.args([
+        "-display",
+        "none",
+        "-vga",
+        "std",
+        "-nic",
+        "none",
+        "-no-reboot",
+    ]);
     command.arg("-serial").arg(format!("file:{}", text(&log)));
-    command.arg("-drive").arg(format!("if=none,id=disk,format=qcow2,file={}", text(&overlay)));
+    command.arg("-drive").arg(format!(
+        "if=none,id=disk,format=qcow2,file={}",
+        text(&overlay)
+    ));
     for device in devices {
         command.args(["-device", device]);
     }
@@ -87,12 +128,20 @@ pub fn boot(image: &Path, format: &str, devices: &[&str], dir: &Path, signs: &[&
 /// The size of a PNG that is one, by its header (RFC 2083, 11.2.1).
 pub fn png_size(path: &Path) -> (u32, u32) {
     let bytes = std::fs::read(path).unwrap();
-    assert!(bytes.starts_with(b"\x89PNG\r\n\x1a\n"), "{}", path.display());
+    assert!(
+        bytes.starts_with(b"\x89PNG\r\n\x1a\n"),
+        "{}",
+        path.display()
+    );
     let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
     (number(16), number(20))
 }
 
 /// Whether libvirt's schema takes the file.
 pub fn validate(domain: &Path) {
-    run("libvirt-clients", "virt-xml-validate", &[text(domain), "domain"]);
+    run(
+        "libvirt-clients",
+        "virt-xml-validate",
+        &[text(domain), "domain"],
+    );
 }

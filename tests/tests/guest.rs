@@ -59,12 +59,11 @@ fn check_proven(site: &Site, variant: &str, metadata: &Metadata) {
     let domain = directory.join("domain.xml");
     guest::validate(&domain);
     let domain = std::fs::read_to_string(&domain).unwrap();
-    assert!(domain.contains("<target dev=\"vda\" bus=\"virtio\"/>"), "{domain}");
-    run(
-        "the product",
-        text(program()),
-        &["verify", text(&image)],
+    assert!(
+        domain.contains("<target dev=\"vda\" bus=\"virtio\"/>"),
+        "{domain}"
     );
+    run("the product", text(program()), &["verify", text(&image)]);
     // The card keeps its name and its address under its own MAC.
     let log = std::fs::read(directory.join("boot.log")).unwrap();
     let log = String::from_utf8_lossy(&log);
@@ -83,7 +82,13 @@ fn a_guest_from_vmware_boots_on_virtio() {
     let metadata = convert(&site, "plain", "bios");
     check_proven(&site, "plain", &metadata);
     let image = site.directories.output.join("plain/plain.qcow2");
-    let said = boot(&image, "qcow2", SCSI, site.top.path(), &["login:", "ALERT!"]);
+    let said = boot(
+        &image,
+        "qcow2",
+        SCSI,
+        site.top.path(),
+        &["login:", "ALERT!"],
+    );
     assert!(said.contains("vmware-guest login:"), "{said}");
     undo_restores_every_byte(&site);
 }
@@ -96,9 +101,17 @@ fn undo_restores_every_byte(site: &Site) {
     let changes = report["changes"].as_array().unwrap().clone();
     assert!(changes.len() >= 4, "{report}");
     let mut command = std::process::Command::new("timeout");
-    command.arg("500").arg(program()).args(["undo", "--accel", "tcg"]).arg(&directory);
+    command
+        .arg("500")
+        .arg(program())
+        .args(["undo", "--accel", "tcg"])
+        .arg(&directory);
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let mut script = String::from("run\nmount-ro /dev/sda1 /\n");
     let mut expected = Vec::new();
     for change in &changes {
@@ -130,13 +143,18 @@ fn fish(script: &str, image: &Path, dir: &Path) -> Vec<String> {
     let path = dir.join("script.fish");
     std::fs::write(&path, script).unwrap();
     let mut command = std::process::Command::new("timeout");
-    command.args(["300", "guestfish", "--ro", "--format=qcow2", "-a"]).arg(image);
+    command
+        .args(["300", "guestfish", "--ro", "--format=qcow2", "-a"])
+        .arg(image);
     command.arg("-f").arg(&path);
     command.env("LIBGUESTFS_BACKEND", "direct");
     command.env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg");
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "guestfish (libguestfs-tools): {said}");
+    assert!(
+        output.status.success(),
+        "guestfish (libguestfs-tools): {said}"
+    );
     let lines = String::from_utf8(output.stdout).unwrap();
     lines.lines().map(str::to_owned).collect()
 }
@@ -175,7 +193,10 @@ fn appliances(daemon: u32) -> Vec<i32> {
     ids.filter(|id| {
         let read = |name: &str| std::fs::read(format!("/proc/{id}/{name}")).unwrap_or_default();
         let stat = String::from_utf8_lossy(&read("stat")).into_owned();
-        let parent = stat.rsplit(')').next().and_then(|rest| rest.split(' ').nth(2));
+        let parent = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split(' ').nth(2));
         parent == Some(&daemon.to_string()) && read("cmdline").ends_with(b"appliance\0")
     })
     .collect()
@@ -191,7 +212,9 @@ fn strike(site: &Site, daemon: &mut Daemon, signal: Signal) {
     });
     // Its launch under emulation takes some ten seconds: this is in the middle of it.
     daemon.wait(60, "QEMU runs in it", || {
-        names(&site.directories.work.join("appliance")).iter().any(|name| !name.ends_with(".log"))
+        names(&site.directories.work.join("appliance"))
+            .iter()
+            .any(|name| !name.ends_with(".log"))
     });
     for id in found {
         nix::sys::signal::killpg(Pid::from_raw(id), signal).unwrap();
@@ -238,7 +261,9 @@ fn an_appliance_that_dies_or_hangs_costs_its_job_only() {
         assert!(appliances(daemon.pid()).is_empty());
         // It goes on with the next one.
         site.deliver(&images::edges(site.top.path()), "next.raw");
-        daemon.wait(60, "the next job", || site.error("next").exists() || site.link("next").exists());
+        daemon.wait(60, "the next job", || {
+            site.error("next").exists() || site.link("next").exists()
+        });
         daemon.stop();
     }
 }
@@ -253,17 +278,30 @@ fn guests_without_a_recipe_are_converted_and_marked() {
     let path = dir.join("empty.fish");
     std::fs::write(&path, script).unwrap();
     let mut command = std::process::Command::new("timeout");
-    command.args(["300", "guestfish", "--format=raw", "-a"]).arg(&empty).arg("-f").arg(&path);
+    command
+        .args(["300", "guestfish", "--format=raw", "-a"])
+        .arg(&empty)
+        .arg("-f")
+        .arg(&path);
     command.env("LIBGUESTFS_BACKEND", "direct");
     command.env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg");
-    assert!(command.status().unwrap().success(), "guestfish (libguestfs-tools)");
+    assert!(
+        command.status().unwrap().success(),
+        "guestfish (libguestfs-tools)"
+    );
     let fat = images::raw_disk(&dir.join("fat.raw"), 16 << 20, &[]);
     run("dosfstools", "mkfs.vfat", &[text(&fat)]);
-    let random = images::raw_disk(&dir.join("random.raw"), 1 << 20, &[(0, &images::noise(9, 1 << 20))]);
+    let random = images::raw_disk(
+        &dir.join("random.raw"),
+        1 << 20,
+        &[(0, &images::noise(9, 1 << 20))],
+    );
     let mut daemon = site.start();
     for (vm, disk) in [("empty", &empty), ("fat", &fat), ("random", &random)] {
         site.deliver(disk, &format!("{vm}.raw"));
-        daemon.wait(400, vm, || site.link(vm).exists() || site.error(vm).exists());
+        daemon.wait(400, vm, || {
+            site.link(vm).exists() || site.error(vm).exists()
+        });
         let directory = site.directories.output.join(vm);
         let metadata = std::fs::read(directory.join("metadata.json")).unwrap();
         let told = Metadata::parse(&metadata).unwrap().guest;

@@ -5,13 +5,14 @@ mod account;
 mod batch;
 mod blocks;
 pub mod care;
+pub mod examine;
 mod fill;
 mod journal;
 mod keeper;
 pub mod metadata;
 mod pipeline;
 mod resume;
-mod reverse;
+pub mod reverse;
 mod target;
 #[cfg(test)]
 mod tests;

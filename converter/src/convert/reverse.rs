@@ -4,7 +4,8 @@ use std::path::Path;
 use queue::durable::{self, HostVolume};
 use queue::instance::config::OutFormat;
 
-use super::care::{Care, case, digest_of, macs};
+use super::care::digest_of;
+use super::examine::{Care, case, macs};
 use super::metadata::Metadata;
 use super::vm::DOMAIN;
 use crate::disk::Observer;

@@ -19,7 +19,7 @@ use super::activity::{Activity, Command, lock};
 use super::backlog::Backlog;
 use super::board::Board;
 use super::turn::{Outcome, Settings};
-use crate::convert::care::Care;
+use crate::convert::examine::Care;
 use crate::error::Result;
 
 /// What the dispatcher is told.

@@ -12,7 +12,8 @@ use queue::spool::{Begun, Fate, Job, Product};
 use super::activity::{Activity, Command, Reporter};
 use super::log;
 use crate::convert::Resume;
-use crate::convert::care::{self, Care};
+use crate::convert::care;
+use crate::convert::examine::Care;
 use crate::convert::vm::{self, Converted, Order};
 use crate::convert::wishes::Wishes;
 use crate::disk::Observer;
@@ -201,24 +202,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
             disk.name, disk.format
         ));
     })?;
-    let mut on_phase = |phase| {
-        reporter.enter(phase, CARE_PATIENCE);
-        reporter.tell(match phase {
-            Phase::Prove => "booting the result",
-            _ => "repairing the guest",
-        });
-    };
-    let caring = &settings.care;
-    care::care(
-        &appliance,
-        &order,
-        caring,
-        &mut converted,
-        &reporter,
-        &mut on_phase,
-    )?;
-    tell_care(&reporter, &converted);
-    reporter.end_phase();
+    care_for(&appliance, &order, settings, &mut converted, &reporter)?;
     drop(reporter);
     converted.metadata.attempts = attempts;
     converted.metadata.notes.extend(wished.notes);
@@ -240,6 +224,34 @@ fn take_name(job: &mut Job, appliance: &Appliance) -> Result<Begun> {
         return Ok(Begun::Yes);
     }
     job.rename_vm(name)
+}
+
+/// Repairs and proves the guest, and says so.
+fn care_for(
+    appliance: &Appliance,
+    order: &Order<'_>,
+    settings: &Settings,
+    converted: &mut Converted,
+    reporter: &Reporter<'_>,
+) -> Result<()> {
+    let mut on_phase = |phase| {
+        reporter.enter(phase, CARE_PATIENCE);
+        reporter.tell(match phase {
+            Phase::Prove => "booting the result",
+            _ => "repairing the guest",
+        });
+    };
+    care::care(
+        appliance,
+        order,
+        &settings.care,
+        converted,
+        reporter,
+        &mut on_phase,
+    )?;
+    tell_care(reporter, converted);
+    reporter.end_phase();
+    Ok(())
 }
 
 /// What became of the guest, in the job's log.

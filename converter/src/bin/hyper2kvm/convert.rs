@@ -2,7 +2,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use converter::convert::care::{self, Care};
+use converter::convert::care;
+use converter::convert::examine::{self, Care};
 use converter::convert::vm::{self, Converted, Order};
 use converter::convert::wishes::Wishes;
 use converter::error::{Error, ErrorKind, Result};
@@ -192,7 +193,7 @@ fn caring(args: &ConvertArgs) -> Care {
     if args.boot_check {
         settings.boot_check = BootCheck::Try;
     }
-    Care::of(&settings, &care::cache_dir())
+    Care::of(&settings, &examine::cache_dir())
 }
 
 /// What the manifest asks for, if the source is one, and over it what the command line says.

@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use converter::convert::care::{self, Care};
+use converter::convert::examine::{self, Care, Examined};
 use converter::convert::vm;
 use converter::disk::{Image, Stored};
 use converter::error::{Error, Result};
@@ -26,7 +26,7 @@ struct Inspection {
     notes: Vec<String>,
     /// With --guest: the system on the disks, or why there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    guest: Option<care::Examined>,
+    guest: Option<Examined>,
 }
 
 #[derive(Serialize)]
@@ -77,14 +77,14 @@ fn inspect(args: &InspectArgs) -> Result<Inspection> {
     })
 }
 
-fn examine(args: &InspectArgs, appliance: &Appliance) -> Result<care::Examined> {
+fn examine(args: &InspectArgs, appliance: &Appliance) -> Result<Examined> {
     let mut settings = Config::default().guest;
     settings.accel = args.accel.into();
-    let mut caring = Care::of(&settings, &care::cache_dir());
+    let mut caring = Care::of(&settings, &examine::cache_dir());
     caring.keys.extend(read_keys(&args.key_files)?);
     let interrupt = Interrupt::listen()?;
     let progress = Progress::new(vm::work_bytes(appliance), args.json, &interrupt);
-    care::examine(appliance, &caring, &progress)
+    examine::examine(appliance, &caring, &progress)
 }
 
 pub fn read_keys(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
@@ -172,7 +172,7 @@ fn show(inspection: &Inspection) {
     }
     match &inspection.guest {
         None => {}
-        Some(care::Examined {
+        Some(Examined {
             guest: Some(guest), ..
         }) => show_guest(guest, &field),
         Some(none) => field("system", none.reason.clone()),

@@ -2,7 +2,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use converter::convert::care::{self, Care};
+use converter::convert::examine::{Care, cache_dir};
+use converter::convert::reverse;
 use converter::error::{Error, Result};
 use queue::instance::Config;
 
@@ -25,11 +26,11 @@ fn undo(args: &UndoArgs) -> Result<Vec<String>> {
     let directory = directory(&args.result)?;
     let mut settings = Config::default().guest;
     settings.accel = args.accel.into();
-    let mut caring = Care::of(&settings, &care::cache_dir());
+    let mut caring = Care::of(&settings, &cache_dir());
     caring.keys.extend(read_keys(&args.key_files)?);
     let interrupt = Interrupt::listen()?;
     let progress = Progress::new(0, true, &interrupt);
-    care::undo(&directory, &caring, args.force, &progress)
+    reverse::undo(&directory, &caring, args.force, &progress)
 }
 
 /// The directory of a result that is named by itself, by its image, or by its link.
