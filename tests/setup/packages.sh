@@ -1,5 +1,5 @@
 #!/bin/sh
-# packages.sh demo|bench|test: installs the Debian packages whose programs are missing, and only those.
+# packages.sh demo|bench|test: installs the Debian packages whose programs are missing, no others.
 set -eu
 export PATH="$PATH:/usr/sbin:/sbin"
 
@@ -58,8 +58,8 @@ if dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null | grep -q '~bpo'; then
     suite=$(. /etc/os-release && echo "$VERSION_CODENAME-backports")
     from="-t $suite"
     if ! apt-cache policy | grep -q "n=$suite"; then
-        printf 'Types: deb\nURIs: http://deb.debian.org/debian\nSuites: %s\nComponents: main\n%s\n' \
-            "$suite" 'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' |
+        printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' "Suites: $suite" \
+            'Components: main' 'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' |
             $as_root tee /etc/apt/sources.list.d/hyper2kvm-backports.sources >/dev/null
     fi
 fi

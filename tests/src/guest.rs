@@ -55,8 +55,8 @@ pub fn appliance(raw: &Path, dir: &Path, name: &str, firmware: &str) -> PathBuf 
     ova(dir, &["vm.ovf", "disk1.vmdk"])
 }
 
-/// Starts an image (on a throwaway overlay) with these devices for the drive `disk`, until its serial
-/// line holds one of `signs`; returns what the line said.
+/// Starts an image (on a throwaway overlay) with these devices for the drive `disk`, until its
+/// serial line holds one of `signs`; returns what the line said.
 pub fn boot(image: &Path, format: &str, devices: &[&str], dir: &Path, signs: &[&str]) -> String {
     let overlay = dir.join("boot.qcow2");
     let _ = std::fs::remove_file(&overlay);

@@ -1,5 +1,5 @@
-//! What a converted VM's guest gets before it is published: a repair, its domain.xml by what it has
-//! drivers for, and a boot as proof. The images are as converted unless all of the repair succeeded.
+//! What a converted VM's guest gets before it is published: a repair, its domain.xml by what it
+//! has drivers for, and a boot as proof. Without a whole repair the images are as converted.
 use std::fs::File;
 use std::path::Path;
 

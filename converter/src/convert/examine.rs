@@ -1,5 +1,5 @@
-//! Looks at an appliance's guest: first at the disks' beginnings, then, if an operating system may be
-//! there, in an appliance process. And what both that and a repair need to know.
+//! Looks at an appliance's guest: first at the disks' beginnings, then, if an operating system may
+//! be there, in an appliance process. And what both that and a repair need to know.
 use std::path::{Path, PathBuf};
 
 use queue::instance::config::{BootCheck, Guest as Settings, GuestFix};

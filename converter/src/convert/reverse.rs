@@ -1,7 +1,6 @@
 //! Undoes the repair of a published result: its images, its domain.xml and its metadata.json.
 use std::path::Path;
 
-use queue::durable::{self, HostVolume};
 use queue::instance::config::OutFormat;
 
 use super::care::digest_of;
@@ -11,7 +10,7 @@ use super::vm::DOMAIN;
 use crate::disk::Observer;
 use crate::error::{Error, Result};
 use crate::guest;
-use crate::guest::overlay::Image;
+use crate::guest::overlay::{Image, Shelf};
 use crate::guest::report::ARCHIVE;
 
 const METADATA: &str = "metadata.json";
@@ -21,6 +20,7 @@ pub fn undo(
     directory: &Path,
     care: &Care,
     force: bool,
+    shelf: &Shelf<'_>,
     observer: &dyn Observer,
 ) -> Result<Vec<String>> {
     let path = directory.join(METADATA);
@@ -37,11 +37,12 @@ pub fn undo(
         directory,
         &images,
         force,
+        shelf,
         observer,
     )?;
     let domain = directory.join(ARCHIVE).join(DOMAIN);
     if let Ok(text) = std::fs::read(&domain) {
-        durable::replace(&HostVolume, &directory.join(DOMAIN), &text)?;
+        (shelf.replace)(&directory.join(DOMAIN), &text)?;
     }
     for (disk, image) in metadata.disks.iter_mut().zip(&images) {
         let format = OutFormat::Raw.as_str() == image.format;
@@ -52,7 +53,7 @@ pub fn undo(
     metadata.guest.boot = None;
     metadata.guest.code = Some("undone".to_owned());
     metadata.guest.reason = Some("the repair was undone".to_owned());
-    durable::replace(&HostVolume, &path, metadata.to_json()?.as_bytes())?;
+    (shelf.replace)(&path, metadata.to_json()?.as_bytes())?;
     Ok(files)
 }
 

@@ -1,8 +1,8 @@
 //! What is known of a guest, and what is changed in it: the words that inspection, the repairs and
 //! the report share. Data only.
 //!
-//! Device names are the guest's own (`/dev/sda1` where it says so), never the appliance's; paths are
-//! absolute in the guest.
+//! Device names are the guest's own (`/dev/sda1` where it says so), never the appliance's; paths
+//! are absolute in the guest.
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

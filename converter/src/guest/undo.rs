@@ -5,7 +5,7 @@ use super::appliance::guest as failure;
 use super::bench::Bench;
 use super::inspect::{self, Found};
 use super::model::Entry;
-use super::overlay::{self, Image, Overlays};
+use super::overlay::{self, Image, Overlays, Shelf};
 use super::report::{Change, ChangeReport, LINK, mark};
 use super::{Case, accel};
 use crate::disk::Observer;
@@ -18,6 +18,7 @@ pub fn undo(
     directory: &Path,
     images: &[Image],
     force: bool,
+    shelf: &Shelf<'_>,
     observer: &dyn Observer,
 ) -> Result<Vec<String>> {
     // An undo that died in the middle of its commit.
@@ -42,7 +43,7 @@ pub fn undo(
         restored.push(change.path.clone());
     }
     session.shutdown()?;
-    overlays.commit()?;
+    overlays.commit_durably(shelf)?;
     report.repaired = false;
     report.code = Some("undone".to_owned());
     report.reason = Some("the repair was undone".to_owned());

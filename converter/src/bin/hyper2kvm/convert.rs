@@ -159,13 +159,7 @@ fn convert(
         &mut on_phase,
     )?;
     drop(progress);
-    let told = &converted.metadata.guest;
-    let reason = told
-        .reason
-        .as_ref()
-        .filter(|_| told.code.as_deref() != Some("off"));
-    let left = reason.map(|reason| format!("the guest stays as it is: {reason}"));
-    converted.metadata.notes.extend(left);
+    note_guest(&mut converted);
     converted
         .metadata
         .notes
@@ -181,6 +175,16 @@ fn convert(
         disks: converted.disks,
         notes: converted.metadata.notes,
     })
+}
+
+/// Says why a guest was left as it is, unless that was asked for.
+fn note_guest(converted: &mut Converted) {
+    let guest = &converted.metadata.guest;
+    let is_asked = guest.code.as_deref() == Some("off");
+    if let Some(reason) = guest.reason.as_ref().filter(|_| !is_asked) {
+        let note = format!("the guest stays as it is: {reason}");
+        converted.metadata.notes.push(note);
+    }
 }
 
 /// Without a daemon there is no work directory: the user's cache is.

@@ -1,4 +1,4 @@
-//! `hyper2kvm inspect`: what a source holds, from its headers and maps; with --guest, from its disks.
+//! `hyper2kvm inspect`: what a source holds, from its headers and maps; with --guest, its system.
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use converter::convert::examine::{Care, cache_dir};
 use converter::convert::reverse;
 use converter::error::{Error, Result};
+use converter::guest::overlay::Shelf;
+use queue::durable::{self, HostVolume, Volume};
 use queue::instance::Config;
 
 use crate::args::UndoArgs;
@@ -30,7 +32,11 @@ fn undo(args: &UndoArgs) -> Result<Vec<String>> {
     caring.keys.extend(read_keys(&args.key_files)?);
     let interrupt = Interrupt::listen()?;
     let progress = Progress::new(0, true, &interrupt);
-    reverse::undo(&directory, &caring, args.force, &progress)
+    let shelf = Shelf {
+        sync: &|path| HostVolume.sync(path),
+        replace: &|path, bytes| durable::replace(&HostVolume, path, bytes),
+    };
+    reverse::undo(&directory, &caring, args.force, &shelf, &progress)
 }
 
 /// The directory of a result that is named by itself, by its image, or by its link.

@@ -33,7 +33,7 @@ const MEMORY_MIB: i32 = 1280;
 /// How often a waiting session gives a sign of life and looks whether it shall end.
 const TICK: Duration = Duration::from_millis(500);
 /// How much of what the appliance printed an error tells.
-const TOLD_BYTES: usize = 300;
+const TOLD_CHARS: usize = 300;
 
 /// Where sessions keep what they need, and how long they may take.
 #[derive(Debug, Clone)]
@@ -198,7 +198,7 @@ impl<'a> Appliance<'a> {
             .filter(|line| !line.trim().is_empty())
             .collect();
         if let Some(last) = said.last() {
-            let end = queue::durable::beginning(last, TOLD_BYTES);
+            let end: String = last.chars().take(TOLD_CHARS).collect();
             text.push_str(&format!("; it last said: {end}"));
         }
         guest(text)

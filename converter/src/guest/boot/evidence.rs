@@ -38,7 +38,8 @@ pub fn sign(text: &str) -> Option<Sign> {
 /// `host login:` as getty prints it, with nothing typed behind it.
 fn is_prompt(line: &str) -> bool {
     let host = line.strip_suffix("login:").map(str::trim_end);
-    host.is_some_and(|host| !host.is_empty() && !host.contains(' '))
+    let is_host = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    host.is_some_and(|host| !host.is_empty() && host.chars().all(is_host))
 }
 
 /// A line without control characters and terminals' escape sequences (ECMA-48).
@@ -73,7 +74,7 @@ mod tests {
             ),
             ("\u{1b}[0;1;39mweb login:\u{1b}[0m", up("web login:")),
             ("last login: never\nweb login: root", None),
-            ("Failed login:", None),
+            ("Failed to log in: x login:", None),
             (" login:", None),
             (
                 "ALERT!  /dev/sda1 does not exist.  Dropping to a shell!\n",

@@ -1,6 +1,6 @@
-//! The boot proof: the result is started once in QEMU, on throwaway overlays, with the devices of its
-//! domain.xml and no network, and watched until it shows that it is up, that it never will be, or
-//! until its time is over. `boot.log` and `boot.png` stay beside the image.
+//! The boot proof: the result is started once in QEMU, on throwaway overlays, with the devices of
+//! its domain.xml and no network, and watched until it shows that it is up, that it never will be,
+//! or until its time is over. `boot.log` and `boot.png` stay beside the image.
 mod evidence;
 mod machine;
 mod qmp;
