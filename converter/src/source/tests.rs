@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::Unobserved;
 use crate::error::{Error, ErrorKind};
 
 struct Place {
@@ -29,7 +30,11 @@ impl Place {
     fn open(&self, name: &str) -> Result<Appliance> {
         let job = self.top.path().join("job");
         let roots = Roots::open(&job, &[]).unwrap();
-        open(&roots, &job.join(name), true)
+        let unpacker = Unpacker {
+            directory: self.top.path(),
+            observer: &Unobserved,
+        };
+        open(&roots, &job.join(name), true, &unpacker)
     }
 
     fn refuses(&self, name: &str) -> Error {
@@ -84,17 +89,22 @@ fn references_never_leave_the_job() {
 #[test]
 fn what_is_recognised_but_not_read_is_named() {
     let place = Place::new();
-    let cases: [(&str, &[u8], &str); 2] = [
-        ("a.gz", b"\x1f\x8b\x08", "gzip"),
-        ("a.zst", b"\x28\xb5\x2f\xfd", "zstd"),
-    ];
-    for (name, head, feature) in cases {
+    let mut vdi = vec![0; 1024];
+    vdi[0x40..0x44].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
+    place.write("a.vdi", vdi);
+    let error = place.refuses("a.vdi");
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(error.to_string().contains("VDI"), "{error}");
+    for (name, head, wrapper) in [
+        ("a.raw.gz", &b"\x1f\x8b\x08"[..], "gzip"),
+        ("a.raw.zst", b"\x28\xb5\x2f\xfd", "zstd"),
+    ] {
         let mut bytes = head.to_vec();
-        bytes.resize(1024, 0);
+        bytes.resize(1024, 0xff);
         place.write(name, bytes);
         let error = place.refuses(name);
-        assert_eq!(error.kind, ErrorKind::Unsupported, "{name}");
-        assert!(error.to_string().contains(feature), "{error}");
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{name}: {error}");
+        assert!(error.to_string().contains(wrapper), "{error}");
     }
     place.write("empty.raw", "");
     assert_eq!(place.refuses("empty.raw").kind, ErrorKind::Corrupt);

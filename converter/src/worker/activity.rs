@@ -203,6 +203,12 @@ impl<'a> Reporter<'a> {
 }
 
 impl Observer for Reporter<'_> {
+    fn expect(&self, bytes: u64) {
+        self.activity
+            .total_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn advance(&self, bytes: u64) {
         let done_bytes = self.activity.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.activity.pulse.keep();

@@ -13,7 +13,7 @@ use super::log;
 use crate::convert::vm::{self, Converted, Order};
 use crate::convert::wishes::{self, Wishes};
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::{self, Appliance};
+use crate::source::{self, Appliance, Unpacker};
 
 /// Opening and measuring a source, however slow the file system.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(600);
@@ -127,7 +127,14 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
         wished = wished.heed(&manifest, &settings.output)?;
     }
     wished.origin.drop.clone_from(&job.memory.drop);
-    let appliance = source::open(&roots, &owner, settings.config.checksum)?;
+    let staging = job.staging_dir();
+    let reporter = Reporter::new(activity, job, 0);
+    let unpacker = Unpacker {
+        directory: &staging,
+        observer: &reporter,
+    };
+    let appliance = source::open(&roots, &owner, settings.config.checksum, &unpacker)?;
+    drop(reporter);
     if !take_name(job, &appliance)? {
         return Ok(None);
     }
@@ -145,7 +152,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
         CONVERT_PATIENCE,
     );
     let name = job.memory.vm_name.clone();
-    let (staging, result) = (job.staging_dir(), job.result_dir());
+    let result = job.result_dir();
     let order = Order {
         name: &name,
         first_file: wished.first_file.as_deref(),
