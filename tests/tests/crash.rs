@@ -4,12 +4,13 @@ use std::path::Path;
 
 use hyper2kvm_tests::enumerate::{enumerate, strike_repeatedly};
 use hyper2kvm_tests::model::Process;
-use hyper2kvm_tests::scene::{Dropped, Scene, directories, disk, dropped};
+use hyper2kvm_tests::scene::{Dropped, Scene, directories, disk, dropped, go_half_way};
 use queue::durable::Volume;
+use queue::error::Error;
 use queue::instance::{Archive, OnConflict};
 use queue::job::JobState::{self, Cancelled, Completed, Failed};
 use queue::job::{Priority, Request};
-use queue::spool::{DropKind, Hold, request, submit};
+use queue::spool::{DropKind, Hold, Job, request, submit};
 
 const DONE: &[JobState] = &[Completed];
 
@@ -272,6 +273,65 @@ fn a_released_job() {
     run("release", vec![disk("vm1.vmdk", "", DONE)], |scene| {
         scene.act = |scene, process| scene.begin_first(process)?.1.release();
     });
+}
+
+/// A worker that notes how far it is: what is staged is kept exactly as long as its journal is.
+#[test]
+fn a_long_job() {
+    run("long", vec![disk("vm1.vmdk", "long", DONE)], |_| {});
+    let failing = [("flaky", "long flaky-once"), ("full", "long busy-once")];
+    for (name, says) in failing {
+        run(name, vec![disk("vm1.vmdk", says, DONE)], |_| {});
+    }
+    run(
+        "long over an earlier result",
+        vec![disk("vm1.vmdk", "long", DONE)],
+        |scene| {
+            scene.before = earlier_result;
+            scene.keeps = Some("/o/vm1");
+        },
+    );
+    run(
+        "long, without exchange",
+        vec![disk("vm1.vmdk", "long", DONE)],
+        |scene| {
+            scene.before = earlier_result;
+            scene.can_exchange = false;
+        },
+    );
+}
+
+/// Half of it is done when the daemon stops, or when somebody does not want it any more.
+#[test]
+fn a_long_job_is_interrupted() {
+    fn half(scene: &Scene, process: &Process) -> Result<Job, Error> {
+        let (_, job) = scene.begin_first(process)?;
+        let owner = &scene.drops[0].files[0].1;
+        go_half_way(process, &job, owner)?;
+        Ok(job)
+    }
+    run(
+        "long, released",
+        vec![disk("vm1.vmdk", "long", DONE)],
+        |scene| {
+            scene.act = |scene, process| half(scene, process)?.release();
+        },
+    );
+    let ends = [Cancelled, Completed];
+    run(
+        "long, cancelled",
+        vec![disk("vm1.vmdk", "long", &ends)],
+        |scene| {
+            scene.act = |scene, process| half(scene, process)?.cancel().map(|_| ());
+        },
+    );
+    run(
+        "long, abandoned",
+        vec![disk("vm1.vmdk", "long", DONE)],
+        |scene| {
+            scene.act = |scene, process| half(scene, process).map(|_| ());
+        },
+    );
 }
 
 /// A retry is asked for when the disk that the job lacked has come.

@@ -32,91 +32,96 @@ fn convert(raw: &Path, format: &str, options: &str, name: &str) -> PathBuf {
     path
 }
 
+/// A disk that qemu-img writes, and what it and we say of it.
+struct Form {
+    theirs: &'static str,
+    ours: &'static str,
+    options: &'static str,
+    /// Our field for what they call cluster size.
+    unit: &'static str,
+    /// Their format-specific fields and ours.
+    same: &'static [(&'static str, &'static str)],
+}
+
+const fn form(theirs: &'static str, options: &'static str, unit: &'static str) -> Form {
+    let (ours, same): (_, &[(&str, &str)]) = match theirs.as_bytes() {
+        b"vmdk" => ("vmdk", &[("create-type", "/create_type")]),
+        b"vpc" => ("vhd", &[]),
+        b"qcow2" => (
+            "qcow2",
+            &[
+                ("compression-type", "/compression"),
+                ("refcount-bits", "/refcount_bits"),
+                ("lazy-refcounts", "/lazy_refcounts"),
+            ],
+        ),
+        _ => (theirs, &[]),
+    };
+    Form {
+        theirs,
+        ours,
+        options,
+        unit,
+        same,
+    }
+}
+
+const GRAIN: &str = "/sparse_headers/0/grain_bytes";
+const FORMS: [Form; 8] = [
+    form("vmdk", "subformat=streamOptimized", GRAIN),
+    form("vmdk", "subformat=monolithicSparse", GRAIN),
+    form("vmdk", "subformat=twoGbMaxExtentFlat", ""),
+    form("vpc", "subformat=dynamic,force_size=on", "/block_bytes"),
+    form("vpc", "subformat=fixed,force_size=on", ""),
+    form("vhdx", "subformat=dynamic,block_size=2M", "/block_bytes"),
+    form(
+        "qcow2",
+        "lazy_refcounts=on,cluster_size=128k",
+        "/cluster_bytes",
+    ),
+    form(
+        "qcow2",
+        "compression_type=zstd,refcount_bits=32",
+        "/cluster_bytes",
+    ),
+];
+
 #[test]
 fn agrees_with_qemu_img() {
     let dir = tempfile::tempdir().unwrap();
     let raw = images::edges(dir.path());
-    // qemu-img's and our word for the format, options, and our fields of its specific ones.
-    type Same = &'static [(&'static str, &'static str)];
-    let vmdk: Same = &[("create-type", "/create_type")];
-    let qcow2: Same = &[
-        ("compression-type", "/compression"),
-        ("refcount-bits", "/refcount_bits"),
-        ("lazy-refcounts", "/lazy_refcounts"),
-    ];
-    let forms: [(&str, &str, &str, &str, Same); 8] = [
-        (
-            "vmdk",
-            "vmdk",
-            "subformat=streamOptimized",
-            "/sparse_headers/0/grain_bytes",
-            vmdk,
-        ),
-        (
-            "vmdk",
-            "vmdk",
-            "subformat=monolithicSparse",
-            "/sparse_headers/0/grain_bytes",
-            vmdk,
-        ),
-        ("vmdk", "vmdk", "subformat=twoGbMaxExtentFlat", "", vmdk),
-        (
-            "vpc",
-            "vhd",
-            "subformat=dynamic,force_size=on",
-            "/block_bytes",
-            &[],
-        ),
-        ("vpc", "vhd", "subformat=fixed,force_size=on", "", &[]),
-        (
-            "vhdx",
-            "vhdx",
-            "subformat=dynamic,block_size=2M",
-            "/block_bytes",
-            &[],
-        ),
-        (
-            "qcow2",
-            "qcow2",
-            "lazy_refcounts=on,cluster_size=128k",
-            "/cluster_bytes",
-            qcow2,
-        ),
-        (
-            "qcow2",
-            "qcow2",
-            "compression_type=zstd,refcount_bits=32",
-            "/cluster_bytes",
-            qcow2,
-        ),
-    ];
-    for (number, (theirs, ours, options, unit, same)) in forms.into_iter().enumerate() {
+    for (number, form) in FORMS.iter().enumerate() {
+        let Form {
+            theirs,
+            ours,
+            options,
+            unit,
+            same,
+        } = form;
         let source = convert(&raw, theirs, options, &format!("{number}.{ours}"));
         let (info, shown) = (info(theirs, &source), json(&source));
         let disk = &shown["disks"][0];
         let layer = &disk["layers"][0];
-        assert_eq!(layer["format"], ours);
-        assert_eq!(info["format"], theirs);
+        assert_eq!(layer["format"], *ours);
+        assert_eq!(info["format"], *theirs);
         assert_eq!(disk["capacity_bytes"], info["virtual-size"], "{options}");
         assert_eq!(layer["capacity_bytes"], info["virtual-size"], "{options}");
         if !unit.is_empty() {
             assert_eq!(layer.pointer(unit), info.get("cluster-size"), "{options}");
         }
         let specific = &info["format-specific"]["data"];
-        for (key, field) in same {
+        for (key, field) in *same {
             assert_eq!(layer.pointer(field), specific.get(key), "{options} {key}");
         }
-        if ours == "vmdk" {
+        if *ours == "vmdk" {
             let id = specific["cid"].as_u64().unwrap();
             assert_eq!(layer["content_id"], format!("{id:08x}"));
         }
         let bytes = |key: &str| disk[key].as_u64().unwrap();
         let all = bytes("mapped_bytes") + bytes("zero_bytes") + bytes("hole_bytes");
         assert_eq!(all, bytes("capacity_bytes"), "{options}");
-        let files: u64 = disk["files"]
-            .as_array()
-            .unwrap()
-            .iter()
+        let files = disk["files"].as_array().unwrap().iter();
+        let files: u64 = files
             .map(|file| file["mapped_bytes"].as_u64().unwrap())
             .sum();
         assert_eq!(files, bytes("mapped_bytes"), "{options}");

@@ -10,6 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Metadata {
     /// Absent for a conversion outside the queue.
     pub job_id: Option<JobId>,
+    /// How often a worker began it; see each disk's `resumed_bytes`.
+    #[serde(default)]
+    pub attempts: u32,
     pub vm_name: String,
     pub source: Origin,
     pub machine: Machine,
@@ -49,6 +52,9 @@ pub struct Disk {
     pub grains_transplanted: u64,
     #[serde(default)]
     pub clusters_encoded: u64,
+    /// Source bytes that an earlier, interrupted attempt had read and that were not read again.
+    #[serde(default)]
+    pub resumed_bytes: u64,
     /// Content digest, `blake3:<hex>`.
     pub digest: Option<String>,
     /// The file beside this one, e.g. `web-01-disk2.qcow2`.
@@ -115,6 +121,7 @@ mod tests {
     fn survives_its_text() {
         let metadata = Metadata {
             job_id: Some(JobId::new()),
+            attempts: 2,
             vm_name: "web-01".to_owned(),
             source: Origin {
                 provider: Some("local".to_owned()),
@@ -130,6 +137,7 @@ mod tests {
                 output_bytes: 196_624,
                 grains_transplanted: 16,
                 clusters_encoded: 1,
+                resumed_bytes: 512,
                 digest: Some("blake3:00".to_owned()),
                 file: "web-01.qcow2".to_owned(),
             }],

@@ -10,11 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use super::account::{Account, Tally};
 use super::batch::{Batch, Batches};
 use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
+use super::journal::Checkpoint;
+use super::keeper::{Flight, Keeper};
 use super::target::{Packing, Target};
-use crate::disk::{BLOCK_BYTES, Checksum, ContentDigest, HostOffset, Image, Layout, Observer};
+use crate::disk::{BLOCK_BYTES, Checksum, GuestOffset, HostOffset, Image, Layout, Observer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::SourceDisk;
 
@@ -26,29 +29,11 @@ pub(super) struct Outcome {
     pub output_bytes: u64,
 }
 
-/// Blocks that are not all zeros.
-#[derive(Default, Clone, Copy)]
-pub(super) struct Tally {
-    pub all: u64,
-    /// Of these: with the source's stream, and with one that was made here.
-    pub transplanted: u64,
-    pub encoded: u64,
-}
-
-impl Tally {
-    fn count(&mut self, block: &Block) {
-        self.all += 1;
-        self.transplanted += u64::from(block.is_transplant);
-        self.encoded += u64::from(block.packed.is_some() && !block.is_transplant);
-    }
-}
-
 /// What is done in the batches' order.
 struct Turn {
     next: u64,
     layout: Option<Box<dyn Layout>>,
-    digest: ContentDigest,
-    blocks: Tally,
+    account: Account,
 }
 
 struct Shared<'a> {
@@ -61,7 +46,25 @@ struct Shared<'a> {
     output: Option<(&'a File, &'a Path)>,
     /// For a compressed target.
     packing: Option<Packing>,
+    keeper: Option<&'a Keeper<'a>>,
     work: Work<'a>,
+}
+
+/// Where the work begins, and who keeps account of how far it is.
+pub(super) struct Start<'a> {
+    pub account: Account,
+    pub from: Checkpoint,
+    pub keeper: Option<&'a Keeper<'a>>,
+}
+
+impl Start<'_> {
+    pub fn afresh(disk: &SourceDisk) -> Self {
+        Self {
+            account: Account::new(disk.capacity_bytes),
+            from: Checkpoint::default(),
+            keeper: None,
+        }
+    }
 }
 
 /// Reports work done, never more in total than was announced.
@@ -74,6 +77,7 @@ struct Work<'a> {
 pub(super) fn run(
     disk: &SourceDisk,
     target: Option<Target>,
+    start: Start<'_>,
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
@@ -84,33 +88,44 @@ pub(super) fn run(
     };
     let shared = Shared {
         image: disk.image.as_ref(),
-        batches: Mutex::new(Batches::new(disk.image.extents())),
+        batches: Mutex::new(Batches::new(
+            disk.image.extents(),
+            GuestOffset(start.from.guest_bytes),
+        )),
         turn: Mutex::new(Turn {
             next: 0,
             layout,
-            digest: ContentDigest::new(disk.capacity_bytes),
-            blocks: Tally::default(),
+            account: start.account,
         }),
         turned: Condvar::new(),
         failed: AtomicBool::new(false),
         output: file.as_ref().map(|(file, path)| (&**file, path.as_path())),
         packing,
+        keeper: start.keeper,
         work: Work {
             observer,
             left_bytes: AtomicU64::new(disk.allocated_bytes),
         },
     };
+    shared.work.resume(start.from.read_bytes);
     let cores = || thread::available_parallelism().map_or(1, usize::from);
     let threads = if threads == 0 { cores() } else { threads };
     thread::scope(|scope| {
-        let mut workers = Vec::with_capacity(threads + 1);
-        if !disk.checksums.is_empty() {
+        let keeping = start
+            .keeper
+            .map(|keeper| scope.spawn(|| shared.guarded(|| keeper.run())));
+        let mut workers = Vec::with_capacity(threads + 2);
+        if !disk.checksums.is_empty() && !start.from.is_verified {
             workers.push(scope.spawn(|| shared.guarded(|| shared.verify(&disk.checksums))));
         }
         for _ in 0..threads {
             workers.push(scope.spawn(|| shared.guarded(|| shared.work())));
         }
-        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        let mut results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        if let Some(keeper) = start.keeper {
+            keeper.end();
+        }
+        results.extend(keeping.map(|keeping| keeping.join()));
         results
             .into_iter()
             .try_for_each(|result| result.unwrap_or_else(|_| Err(panicked())))
@@ -148,10 +163,13 @@ impl Shared<'_> {
             };
             let read_bytes = buffer.fill(self.image, &batch)?;
             blocks::find(&mut buffer, &batch, packer.as_mut(), &mut blocks);
-            let Some(places) = self.take_turn(&batch, &blocks)? else {
+            let Some(places) = self.take_turn(&batch, &blocks, read_bytes)? else {
                 return Ok(());
             };
             self.write(&buffer, &batch, &blocks, &places)?;
+            if let Some(keeper) = self.keeper {
+                keeper.written(batch.index);
+            }
             self.work.advance(read_bytes);
         }
         Ok(())
@@ -170,7 +188,12 @@ impl Shared<'_> {
 
     /// Waits until all earlier batches are placed, then places this one's blocks. `None`: another
     /// thread failed.
-    fn take_turn(&self, batch: &Batch, blocks: &[Block]) -> Result<Option<Vec<HostOffset>>> {
+    fn take_turn(
+        &self,
+        batch: &Batch,
+        blocks: &[Block],
+        read_bytes: u64,
+    ) -> Result<Option<Vec<HostOffset>>> {
         let failed = || self.failed.load(Ordering::Relaxed);
         let mut turn = self
             .turned
@@ -181,16 +204,26 @@ impl Shared<'_> {
         if failed() {
             return Ok(None);
         }
+        let Turn {
+            layout, account, ..
+        } = &mut *turn;
         let mut places = Vec::with_capacity(blocks.len());
+        let mut records = Vec::new();
         for block in blocks {
-            turn.digest.add(block.index, &block.hash);
-            turn.blocks.count(block);
-            if let Some(layout) = turn.layout.as_mut() {
-                places.push(match &block.packed {
-                    Some(range) => layout.place_packed(block.index, range.len() as u64)?,
-                    None => layout.place(block.index)?,
-                });
+            let record = block.record();
+            places.extend(account.place(&record, layout.as_deref_mut())?);
+            if self.keeper.is_some() {
+                records.extend(record.to_bytes());
             }
+        }
+        if let Some(keeper) = self.keeper {
+            keeper.placed(Flight {
+                records,
+                end_bytes: batch.end().0,
+                read_bytes,
+                work_bytes: batch.stored_bytes(),
+                is_written: false,
+            });
         }
         turn.next += 1;
         drop(turn);
@@ -249,7 +282,11 @@ impl Shared<'_> {
         };
         checksums
             .iter()
-            .try_for_each(|checksum| checksum.verify(&go_on))
+            .try_for_each(|checksum| checksum.verify(&go_on))?;
+        if let Some(keeper) = self.keeper.filter(|_| go_on()) {
+            keeper.verified();
+        }
+        Ok(())
     }
 
     fn finish(self) -> Result<Outcome> {
@@ -263,8 +300,8 @@ impl Shared<'_> {
         };
         self.work.advance(u64::MAX);
         Ok(Outcome {
-            digest: turn.digest.finish(),
-            blocks: turn.blocks,
+            digest: turn.account.digest.finish(),
+            blocks: turn.account.blocks,
             hole_bytes,
             output_bytes,
         })
@@ -272,6 +309,16 @@ impl Shared<'_> {
 }
 
 impl Work<'_> {
+    /// Work of an earlier attempt.
+    fn resume(&self, bytes: u64) {
+        let left_bytes = self.left_bytes.load(Ordering::Relaxed);
+        let bytes = bytes.min(left_bytes);
+        self.left_bytes.store(left_bytes - bytes, Ordering::Relaxed);
+        if bytes > 0 {
+            self.observer.resume(bytes);
+        }
+    }
+
     fn advance(&self, bytes: u64) {
         let mut done = 0;
         // The closure always returns Some, so the update cannot fail.

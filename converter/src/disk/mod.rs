@@ -124,8 +124,21 @@ pub trait Observer: Sync {
     /// `bytes` more of the source's allocated bytes are done; 0 says that other work goes on.
     fn advance(&self, bytes: u64);
 
+    /// `bytes` of them were done by an earlier attempt: they count, but tell nothing of the speed.
+    fn resume(&self, bytes: u64) {
+        self.advance(bytes);
+    }
+
     /// Asked at least once per batch; true ends the work as `cancelled`.
     fn is_cancelled(&self) -> bool;
+
+    /// Whether that end is a pause: the work will be gone on with.
+    fn is_paused(&self) -> bool {
+        false
+    }
+
+    /// Something that whoever looks into the job's log should know.
+    fn tell(&self, _line: &str) {}
 }
 
 /// For those who do not look.

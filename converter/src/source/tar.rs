@@ -53,7 +53,7 @@ impl Member {
             pieces.push((*at, piece));
             from = from.saturating_add(*length_bytes);
         }
-        unpacker.spread(self.window.path(), sparse.length_bytes, &pieces)
+        unpacker.spread(&self.window, sparse.length_bytes, &pieces)
     }
 }
 

@@ -2,6 +2,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use queue::durable::{HostVolume, Volume};
 use queue::instance::Config;
 use queue::job::{Phase, VmName};
 use queue::recover::Waiting;
@@ -10,8 +11,10 @@ use queue::spool::{Fate, Job, Product};
 
 use super::activity::{Activity, Command, Reporter};
 use super::log;
+use crate::convert::Resume;
 use crate::convert::vm::{self, Converted, Order};
 use crate::convert::wishes::{self, Wishes};
+use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{self, Appliance, Unpacker};
 
@@ -127,14 +130,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
         wished = wished.heed(&manifest, &settings.output)?;
     }
     wished.origin.drop.clone_from(&job.memory.drop);
-    let staging = job.staging_dir();
-    let reporter = Reporter::new(activity, job, 0);
-    let unpacker = Unpacker {
-        directory: &staging,
-        observer: &reporter,
-    };
-    let appliance = source::open(&roots, &owner, settings.config.checksum, &unpacker)?;
-    drop(reporter);
+    let appliance = open_source(job, &roots, settings.config.checksum, activity)?;
     if !take_name(job, &appliance)? {
         return Ok(None);
     }
@@ -152,7 +148,13 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
         CONVERT_PATIENCE,
     );
     let name = job.memory.vm_name.clone();
-    let result = job.result_dir();
+    let (staging, result) = (job.staging_dir(), job.result_dir());
+    let resume = Resume {
+        directory: job.journal_dir(),
+        every_bytes: settings.config.checkpoint_mib.saturating_mul(1 << 20),
+        has_more: appliance.disks.len() > 1,
+        sync: &|path| HostVolume.sync(path),
+    };
     let order = Order {
         name: &name,
         first_file: wished.first_file.as_deref(),
@@ -162,19 +164,39 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
         result: &result,
         origin: wished.origin.clone(),
         host: &settings.host,
+        resume: (resume.every_bytes > 0).then_some(&resume),
     };
-    let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance));
     let count = appliance.disks.len();
+    let attempts = job.memory.attempts;
+    let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance), count);
     let mut converted = vm::vm(&appliance, &order, &reporter, &mut |number, disk| {
-        reporter.say(&format!(
+        reporter.enter_disk(number);
+        reporter.tell(&format!(
             "converting disk {number} of {count}: {} ({})",
             disk.name, disk.format
         ));
     })?;
     drop(reporter);
+    converted.metadata.attempts = attempts;
     converted.metadata.notes.extend(wished.notes);
     note_time(job, Phase::Convert, started);
     Ok(Some(converted))
+}
+
+/// What is compressed as a whole is unpacked into the staging directory; pollers see how far.
+fn open_source(
+    job: &mut Job,
+    roots: &Roots,
+    checksum: bool,
+    activity: &Activity,
+) -> Result<Appliance> {
+    let (owner, staging) = (job.owner_path(), job.staging_dir());
+    let reporter = Reporter::new(activity, job, 0, 0);
+    let unpacker = Unpacker {
+        directory: &staging,
+        observer: &reporter,
+    };
+    source::open(roots, &owner, checksum, &unpacker)
 }
 
 /// Gives the job the name its source bears, if that differs from what the claim made of it.

@@ -95,8 +95,14 @@ pub struct Progress {
     pub bytes_done: u64,
     pub bytes_total: u64,
     pub percent: f64,
+    /// The mean of the last seconds.
     pub rate_bytes_per_second: u64,
     pub eta_seconds: Option<u64>,
+    /// Of `bytes_done`: what an earlier, interrupted attempt had done.
+    pub resumed_bytes: u64,
+    /// The disk that is being worked on, from 1; 0 before the first.
+    pub disk: u32,
+    pub disks: u32,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -111,6 +117,8 @@ pub struct DiskRecord {
     pub output_bytes: u64,
     /// Content digest, `blake3:<hex>`.
     pub digest: Option<String>,
+    /// Source bytes that an earlier, interrupted attempt had read and that were not read again.
+    pub resumed_bytes: u64,
 }
 
 /// Why a job failed, for pollers and for `<name>.error.json`.

@@ -63,6 +63,12 @@ impl Job {
             self.memory.retries += 1;
             self.memory.last_failure = Some(failure.clone());
             self.record.error = Some(failure);
+            if error.kind == ErrorKind::NoSpace {
+                // What is staged may be what lacks.
+                self.clear_staging()?;
+            } else {
+                self.keep_staging()?;
+            }
             self.put_back(Some(record::timestamp(not_before)))?;
             return Ok(Fate::Retried { not_before });
         }

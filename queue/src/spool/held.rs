@@ -1,5 +1,5 @@
 //! A job whose lock this process holds: from the waiting job to the one that is being worked on.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::memory::{DropKind, Memory, Stage, Take};
@@ -10,6 +10,8 @@ use crate::job::{JobId, JobState, Phase, Priority, Record, VmName, record};
 
 /// How many of the files that a job lacks its record names.
 const MISSING_TOLD: usize = 16;
+/// The extension of a job's journals in the staging directory.
+pub(crate) const JOURNAL: &str = "journal";
 
 /// A claimed job, locked by this process until it is dropped.
 pub struct Job {
@@ -49,6 +51,12 @@ impl Job {
     /// Where the result is made: on its final file system, seen by nobody.
     pub fn staging_dir(&self) -> PathBuf {
         self.spool.staging_dir(self.id())
+    }
+
+    /// Where a worker notes how far it is, beside the staging directory: as long as this is there,
+    /// what is staged is kept for the next attempt. Never part of a result.
+    pub fn journal_dir(&self) -> PathBuf {
+        self.staging_dir().with_extension(JOURNAL)
     }
 
     /// The directory of the result once it is published.
@@ -177,7 +185,8 @@ impl Job {
     }
 
     /// Begins the work: takes the VM's name, counts the attempt, retires the earlier result's link
-    /// and makes a fresh staging directory. `false`: another running job has that name.
+    /// and makes the staging directory, a fresh one unless an earlier attempt kept a journal.
+    /// `false`: another running job has that name.
     pub fn begin(&mut self) -> Result<bool> {
         let Some(lock) = self.lock_name(&self.memory.vm_name)? else {
             return Ok(false);
@@ -187,10 +196,11 @@ impl Job {
         self.memory.stage = Stage::Running;
         self.spool.save_memory(&self.memory)?;
         self.spool.retire(&self.memory)?;
-        self.clear_staging()?;
-        self.spool
-            .volume
-            .create_dir(&self.staging_dir(), OWN_MODE)?;
+        if !self.keep_staging()? {
+            self.spool
+                .volume
+                .create_dir(&self.staging_dir(), OWN_MODE)?;
+        }
         let now = record::timestamp(SystemTime::now());
         self.record.state = JobState::Processing;
         self.record.attempts = self.memory.attempts;
@@ -221,6 +231,7 @@ impl Job {
     pub fn release(mut self) -> Result<()> {
         if self.memory.stage == Stage::Running {
             self.memory.attempts = self.memory.attempts.saturating_sub(1);
+            self.keep_staging()?;
             self.put_back(None)?;
         }
         Ok(())
@@ -228,7 +239,6 @@ impl Job {
 
     /// Back among the waiting jobs.
     pub(super) fn put_back(&mut self, not_before: Option<String>) -> Result<()> {
-        self.clear_staging()?;
         self.memory.stage = Stage::Claimed {
             not_before: not_before.clone(),
         };
@@ -241,16 +251,36 @@ impl Job {
         self.save_record(true)
     }
 
+    /// Keeps what is staged if there is a journal of it; clears it otherwise, and says false.
+    pub(super) fn keep_staging(&self) -> Result<bool> {
+        let staging = self.staging_dir();
+        for dir in [&staging, &self.journal_dir()] {
+            if self.volume().stat(dir)?.is_none() {
+                self.clear_staging()?;
+                return Ok(false);
+            }
+        }
+        self.retract_product(&staging)?;
+        Ok(true)
+    }
+
+    /// What says that a staged result is whole goes first: half of it must never be published.
+    fn retract_product(&self, dir: &Path) -> Result<()> {
+        let metadata = dir.join(super::place::METADATA);
+        if self.volume().stat(&metadata)?.is_some() {
+            self.volume().remove_file(&metadata)?;
+            self.volume().sync(dir)?;
+        }
+        Ok(())
+    }
+
+    /// The journal goes first and durably: it must not outlive what it speaks of.
     pub(super) fn clear_staging(&self) -> Result<()> {
         let staging = self.staging_dir();
-        for dir in [staging.with_extension("previous"), staging] {
+        let previous = staging.with_extension("previous");
+        for dir in [self.journal_dir(), previous, staging] {
             if self.spool.volume.stat(&dir)?.is_some() {
-                // What says that it is whole goes first: half of it must never be published.
-                let metadata = dir.join(super::place::METADATA);
-                if self.spool.volume.stat(&metadata)?.is_some() {
-                    self.spool.volume.remove_file(&metadata)?;
-                    self.spool.volume.sync(&dir)?;
-                }
+                self.retract_product(&dir)?;
                 durable::remove_tree(&*self.spool.volume, &dir)?;
                 self.spool.volume.sync(durable::parent(&dir))?;
             }

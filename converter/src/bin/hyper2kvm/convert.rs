@@ -146,6 +146,8 @@ fn convert(
         result: staging.result_dir(),
         origin: wishes.origin.clone(),
         host: &host,
+        // What is left of an interrupted one is nothing: it is written aside and removed.
+        resume: None,
     };
     let progress = Progress::new(vm::work_bytes(&appliance), args.json, interrupt);
     let mut converted = vm::vm(&appliance, &order, &progress, &mut |number, disk| {

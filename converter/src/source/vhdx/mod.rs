@@ -137,7 +137,10 @@ impl Image for Vhdx {
         let brief_all =
             |texts: &[String]| -> Vec<String> { texts.iter().map(|text| brief(text)).collect() };
         let parent = metadata.parent.as_ref().map(|parent| {
-            json!({"data_write_ids": brief_all(&parent.linkages), "paths": brief_all(&parent.paths)})
+            json!({
+                "data_write_ids": brief_all(&parent.linkages),
+                "paths": brief_all(&parent.paths),
+            })
         });
         let fields = json!({
             "capacity_bytes": metadata.capacity_bytes,

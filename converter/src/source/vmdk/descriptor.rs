@@ -71,9 +71,9 @@ impl Descriptor {
             database: BTreeMap::new(),
         };
         let (mut parent_id, mut hint) = (NO_PARENT, String::new());
-        for line in text.lines().map(str::trim) {
+        for (number, line) in (1..).zip(text.lines().map(str::trim)) {
             if is_extent(line) {
-                let extent = parse_extent(line, path)?;
+                let extent = parse_extent(number, line, path)?;
                 descriptor.extents.push(extent);
             } else if let Some((key, value)) = line.split_once('=') {
                 let value = value.trim().trim_matches('"');
@@ -138,11 +138,14 @@ fn is_extent(line: &str) -> bool {
     matches!(access, "RW" | "RDONLY" | "NOACCESS")
 }
 
-fn parse_extent(line: &str, path: &Path) -> Result<ExtentLine> {
+fn parse_extent(number: usize, line: &str, path: &Path) -> Result<ExtentLine> {
     let bad = || {
         corrupt(
             path,
-            format!("the VMDK extent line {line:?} cannot be read"),
+            format!(
+                "line {number} of the VMDK descriptor, {:?}, cannot be read",
+                brief(line)
+            ),
         )
     };
     let (fields, quoted) = match line.split_once('"') {
@@ -171,7 +174,10 @@ fn parse_extent(line: &str, path: &Path) -> Result<ExtentLine> {
         "VMFSRDM" | "VMFSRAW" | "PARTITIONEDDEVICE" | "FULLDEVICE" => {
             return Err(raw_device(path));
         }
-        _ => return Err(unsupported(path, format!("a VMDK extent of type {kind:?}"))),
+        _ => {
+            let what = format!("a VMDK extent of type {kind:?} (line {number})");
+            return Err(unsupported(path, what));
+        }
     };
     Ok(ExtentLine {
         access,

@@ -278,7 +278,6 @@ impl Grains<'_> {
             Entry::Zero => Ok((Stored::Zero, self.grain + alike)),
             Entry::At(offset_bytes) => {
                 let stored = sparse.locate(self.grain, offset_bytes)?;
-                self.check_place(offset_bytes)?;
                 Ok((stored, self.grain + 1))
             }
             Entry::Nonsense => {
@@ -292,8 +291,8 @@ impl Grains<'_> {
 
     /// A grain does not lie in its own table, and all grains together fit into the file: what is
     /// read and written for them stays in proportion to it.
-    fn check_place(&mut self, offset_bytes: u64) -> Result<()> {
-        let (sparse, grain) = (self.sparse, self.grain);
+    fn check_place(&mut self, grain: u64, offset_bytes: u64) -> Result<()> {
+        let sparse = self.sparse;
         let least_bytes = sparse.least_bytes();
         let table_end = self.table_offset + sparse.header.table_bytes();
         if offset_bytes < table_end && offset_bytes + least_bytes > self.table_offset {
@@ -316,6 +315,14 @@ impl Grains<'_> {
         let sparse = self.sparse;
         let first = self.grain;
         let (stored, mut end) = self.look()?;
+        if let Stored::Plain { offset, .. }
+        | Stored::Packed {
+            unit: Packed { offset, .. },
+            ..
+        } = stored
+        {
+            self.check_place(first, offset.0)?;
+        }
         self.grain = end;
         if matches!(stored, Stored::Hole | Stored::Zero) {
             // Whole empty tables follow each other on a sparse disk: one extent for all.

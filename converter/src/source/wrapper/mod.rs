@@ -99,7 +99,8 @@ impl Unpacker<'_> {
         name: &str,
         wrapper: Option<Wrapper>,
     ) -> Result<Window> {
-        let mut stored = Stored::new(stored, self.observer);
+        let files = stored;
+        let mut stored = Stored::new(files, self.observer);
         self.observer.expect(stored.length_bytes());
         let mut staged = Staged::create(self, inside(stored.path(), name))?;
         staged.check_room(stored.length_bytes())?;
@@ -107,18 +108,18 @@ impl Unpacker<'_> {
             Some(wrapper) => wrapper.unpack(&mut stored, &mut staged)?,
             None => stored.copy(&mut staged)?,
         }
-        staged.finish()
+        staged.finish()?.made_of(files)
     }
 
-    /// Lays out a file of `length_bytes` of which only `pieces` are stored: where each belongs,
-    /// and its bytes. The pieces ascend.
+    /// Lays out a file of `length_bytes` of which only `pieces` of `stored` are there: where each
+    /// belongs, and its bytes. The pieces ascend.
     pub(super) fn spread(
         &self,
-        path: &Path,
+        stored: &Window,
         length_bytes: u64,
         pieces: &[(u64, Window)],
     ) -> Result<Window> {
-        let mut staged = Staged::create(self, path.to_path_buf())?;
+        let mut staged = Staged::create(self, stored.path().to_path_buf())?;
         let bytes = |sum: u64, (_, piece): &(u64, Window)| sum.saturating_add(piece.length_bytes());
         let stored_bytes = pieces.iter().fold(0, bytes);
         self.observer.expect(stored_bytes);
@@ -128,7 +129,7 @@ impl Unpacker<'_> {
             Stored::new(std::slice::from_ref(piece), self.observer).copy(&mut staged)?;
         }
         staged.skip_to(length_bytes)?;
-        staged.finish()
+        staged.finish()?.made_of(std::slice::from_ref(stored))
     }
 }
 

@@ -254,13 +254,17 @@ fn only_the_stated_pieces_of_a_sparse_file_are_data() {
     };
     let pieces = [(1 << 20, window(b"one")), (5 << 30, window(b"two"))];
     let file = unpacker
-        .spread(Path::new("x"), (5 << 30) + 100, &pieces)
+        .spread(&window(b"onetwo"), (5 << 30) + 100, &pieces)
         .unwrap();
     assert_eq!(file.length_bytes(), (5 << 30) + 100);
     assert_eq!(file.read_vec(1 << 20, 4).unwrap(), b"one\0");
     assert_eq!(file.read_vec(5 << 30, 4).unwrap(), b"two\0");
     assert!(file.allocated_bytes() <= 1 << 20);
-    let error = unpacker.spread(Path::new("x"), 1 << 50, &[]).unwrap_err();
+    assert!(
+        file.stamp().unwrap().contains("x.raw.z"),
+        "known by its source"
+    );
+    let error = unpacker.spread(&window(b""), 1 << 50, &[]).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unsupported);
 }
 
