@@ -164,6 +164,7 @@ pub fn unsupported(path: &Path, what: impl std::fmt::Display) -> Error {
         ErrorKind::Unsupported,
         format!("{}: {what} is not supported", path.display()),
     )
+    .with_remedy("convert it to a raw image, a plain qcow2 or a sparse VMDK first")
 }
 
 /// Checks a capacity that a file claims, in bytes.
