@@ -7,4 +7,6 @@ pub mod invariants;
 pub mod model;
 pub mod programs;
 pub mod scene;
+pub mod vhd;
+pub mod vhdx;
 pub mod vmfs;
