@@ -126,6 +126,16 @@ pub enum BootCheck {
     Require,
 }
 
+/// How the appliance and the boot check run: `auto` tries KVM and falls back to emulation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    #[default]
+    Auto,
+    Kvm,
+    Tcg,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Guest {
@@ -138,6 +148,7 @@ pub struct Guest {
     /// A virtio-win ISO or directory.
     pub win_virtio: Option<PathBuf>,
     pub boot_check: BootCheck,
+    pub accel: Accel,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -210,6 +221,7 @@ impl Default for Guest {
             remove_vmware_tools: true,
             win_virtio: None,
             boot_check: BootCheck::Off,
+            accel: Accel::Auto,
         }
     }
 }

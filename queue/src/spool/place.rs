@@ -7,6 +7,7 @@ use super::memory::Memory;
 use super::{OWN_MODE, Spool};
 use crate::durable::{self, EntryKind};
 use crate::error::Result;
+use crate::job::{JobId, VmName};
 
 /// The file in every result that says whose it is.
 pub const METADATA: &str = "metadata.json";
@@ -71,6 +72,12 @@ impl Spool {
     pub(super) fn owner_of(&self, dir: &Path) -> Result<Option<String>> {
         let value = self.metadata_of(dir)?;
         Ok(value.and_then(|value| Some(value.get("job_id")?.as_str()?.to_owned())))
+    }
+
+    /// The job whose result stands under a VM's name.
+    pub fn result_of(&self, place: &str, vm_name: &VmName) -> Result<Option<JobId>> {
+        let dir = self.directories.output.join(place).join(vm_name.as_str());
+        Ok(self.owner_of(&dir)?.and_then(|id| id.parse().ok()))
     }
 
     /// The disks that the metadata.json of the result in `dir` tells.
