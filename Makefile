@@ -4,7 +4,7 @@
 #   check    format, lints, house style
 #   test     installs what the tests need (as root, or by sudo), then runs all of them
 #   demo     one disk through a daemon of your own, without root or systemd
-#   bench    latency, load and speed, printed
+#   bench    speed, latency and load: all of it is written to BENCHMARKS.md, or ROWS="raw xfs" printed
 #   fuzz     the tests that damage inputs at random, with CASES of them each
 #   install  programs, units, documents below $(DESTDIR)$(PREFIX)
 #   clean    removes what was built
@@ -17,6 +17,9 @@ DESTDIR ?=
 PREFIX ?= /usr
 CARGO ?= cargo
 CASES ?= 1000000
+# Rows of the bench, else all; a directory that keeps the disks it converts.
+ROWS ?=
+INPUTS ?=
 # The longest that all tests together may take.
 TEST_LIMIT ?= 40m
 # Programs that are built already: install then builds nothing.
@@ -55,9 +58,10 @@ demo: build
 	examples/demo.sh $(TARGET_DIR)/release
 
 bench: rust
-	tests/setup/packages.sh demo
+	tests/setup/packages.sh bench
 	$(CARGO) build --release --locked $(PACKAGES)
-	$(CARGO) run --release --locked -p hyper2kvm-tests --bin bench
+	$(CARGO) run --release --locked -p hyper2kvm-tests --bin bench -- \
+	  $(if $(INPUTS),--inputs $(INPUTS)) $(ROWS)
 
 fuzz: rust
 	PROPTEST_CASES=$(CASES) $(CARGO) test --release --locked --workspace --lib --test "golden_*" -- \

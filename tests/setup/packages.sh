@@ -1,11 +1,13 @@
 #!/bin/sh
-# packages.sh demo|test: installs the Debian packages whose programs are missing, and only those.
+# packages.sh demo|bench|test: installs the Debian packages whose programs are missing, and only those.
 set -eu
 export PATH="$PATH:/usr/sbin:/sbin"
 
 # program package
 demo='qemu-img qemu-utils
 mke2fs e2fsprogs'
+bench='mkfs.xfs xfsprogs
+mkfs.btrfs btrfs-progs'
 test='xmllint libxml2-utils
 strace strace
 debootstrap debootstrap
@@ -16,10 +18,13 @@ setfacl acl'
 
 case "${1:-}" in
 demo) wanted=$demo ;;
+bench) wanted="$demo
+$bench" ;;
 test) wanted="$demo
+$bench
 $test" ;;
 *)
-    echo "usage: packages.sh demo|test" >&2
+    echo "usage: packages.sh demo|bench|test" >&2
     exit 2
     ;;
 esac

@@ -306,6 +306,10 @@ impl Picture {
                 format!("{} waits for ever", path.display())
             })?;
         }
+        for gone in scene.gone {
+            let path = Path::new(gone);
+            ensure(!self.tree.contains_key(path), || format!("{gone} stays"))?;
+        }
         let records = self.records()?;
         for record in &records {
             ensure(record.state.is_final(), || {

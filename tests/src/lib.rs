@@ -5,6 +5,7 @@ pub mod enumerate;
 pub mod images;
 pub mod invariants;
 pub mod model;
+pub mod mount;
 pub mod programs;
 pub mod scene;
 pub mod vmfs;

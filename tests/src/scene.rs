@@ -13,7 +13,7 @@ use queue::instance::config::Retry;
 use queue::instance::{Archive, Directories, OnConflict};
 use queue::job::{JobId, JobState, Priority, Request, VmName};
 use queue::recover;
-use queue::spool::{Drop, DropKind, Hold, Job, Policy, Product, Spool};
+use queue::spool::{Begun, Drop, DropKind, Hold, Job, Policy, Product, Spool};
 use serde_json::json;
 
 use crate::model::{Disk, Process};
@@ -47,6 +47,8 @@ pub struct Scene {
     pub act: Act,
     /// What must be there all the time.
     pub keeps: Option<&'static str>,
+    /// What must be there no more at the end.
+    pub gone: &'static [&'static str],
 }
 
 pub fn directories() -> Directories {
@@ -76,6 +78,7 @@ impl Scene {
             before: |_, _| {},
             act: |scene, process| scene.drive(process),
             keeps: None,
+            gone: &[],
         }
     }
 
@@ -253,7 +256,7 @@ impl Scene {
         let Hold::Job(mut job) = spool.hold(id)? else {
             return Err(lost());
         };
-        if !job.begin()? {
+        if job.begin()? != Begun::Yes {
             return Err(lost());
         }
         Ok((spool, *job))
@@ -282,7 +285,7 @@ fn note<T>(process: &Process, result: Result<T>) -> Option<T> {
 }
 
 /// The worker: `true` if it got anywhere, `false` if the job has to wait for a file.
-fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
+pub fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
     let owner = text_of(process, &job.owner_path())?;
     for wanted in owner
         .split_whitespace()
@@ -292,16 +295,23 @@ fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
             return Ok(false);
         }
     }
-    if !job.begin()? {
-        return Ok(true);
+    match job.begin()? {
+        Begun::Yes => {}
+        Begun::NameTaken => return Ok(true),
+        Begun::Superseded(later) => return job.supersede(later).map(|_| true),
     }
     let names = owner
         .split_whitespace()
         .filter_map(|word| word.strip_prefix("name="));
     for name in names.map(VmName::new) {
         let name = name?;
-        if name != job.memory.vm_name && !job.rename_vm(name)? {
-            return job.release().map(|()| true);
+        if name == job.memory.vm_name {
+            continue;
+        }
+        match job.rename_vm(name)? {
+            Begun::Yes => {}
+            Begun::NameTaken => return job.release().map(|()| true),
+            Begun::Superseded(later) => return job.supersede(later).map(|_| true),
         }
     }
     let result = convert(process, &job, &owner);

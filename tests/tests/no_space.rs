@@ -1,41 +1,14 @@
 //! A full output: the job fails as `no_space`, the next one works, nothing is left behind.
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use hyper2kvm_tests::daemon::{Site, names};
 use hyper2kvm_tests::images;
+use hyper2kvm_tests::mount::Mount;
 use queue::error::ErrorKind;
 use queue::job::JobState;
 
-/// A tmpfs that is unmounted with this value.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn tmpfs(at: &Path, size: &str) -> Self {
-        fs::create_dir_all(at).unwrap();
-        let option = format!("size={size},mode=0750");
-        images::run(
-            "mount",
-            "mount",
-            &["-t", "tmpfs", "-o", &option, "tmpfs", images::text(at)],
-        );
-        Self(at.to_path_buf())
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_output_fails_one_job_only() {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "needs root, to mount a tmpfs of limited size"
-    );
     let site = Site::new("[retry]\nmax_retries = 1\nretry_delay = 0\n");
     let _mount = Mount::tmpfs(&site.directories.output, "16M");
     let top = site.top.path();

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use queue::durable::{HostVolume, Volume};
 use queue::instance::Config;
-use queue::job::{Phase, VmName};
+use queue::job::{JobId, Phase, VmName};
 use queue::recover::Waiting;
 use queue::roots::Roots;
-use queue::spool::{Fate, Job, Product};
+use queue::spool::{Begun, Fate, Job, Product};
 
 use super::activity::{Activity, Command, Reporter};
 use super::log;
@@ -54,21 +54,22 @@ pub enum Outcome {
 pub fn turn(mut job: Box<Job>, settings: &Settings, activity: &Activity) -> Outcome {
     activity.enter(job.memory.vm_name.as_str(), Phase::Verify, VERIFY_PATIENCE);
     match job.begin() {
-        Ok(true) => {}
-        Ok(false) => return NameTaken(Waiting::from(&*job)),
+        Ok(Begun::Yes) => {}
+        Ok(Begun::NameTaken) => return Outcome::NameTaken(Waiting::from(&*job)),
+        Ok(Begun::Superseded(later)) => return supersede(job, later),
         Err(error) => return end_badly(job, error, activity),
     }
-    use Outcome::NameTaken;
     let begun = Instant::now();
     let converted = match convert(&mut job, settings, activity) {
-        Ok(Some(converted)) => converted,
-        Ok(None) => {
+        Ok(Work::Done(converted)) => *converted,
+        Ok(Work::NameTaken) => {
             let waiting = Waiting::from(&*job);
             return match job.release() {
-                Ok(()) => NameTaken(waiting),
+                Ok(()) => Outcome::NameTaken(waiting),
                 Err(error) => Outcome::Trouble(error),
             };
         }
+        Ok(Work::Superseded(later)) => return supersede(job, later),
         Err(error) => return end_badly(job, error, activity),
     };
     let bytes_in = converted.disks.iter().map(|disk| disk.source_bytes).sum();
@@ -116,8 +117,28 @@ fn extension(file: &str) -> String {
         .to_owned()
 }
 
-/// `None`: the VM's real name is taken by another running job.
-fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Option<Converted>> {
+/// A later job has published the VM already: this one ends and says so.
+fn supersede(mut job: Box<Job>, later: JobId) -> Outcome {
+    log::say(
+        &mut job,
+        &format!("superseded: {later} came later and is published"),
+    );
+    match job.supersede(later) {
+        Ok(fate) => Outcome::Failed(fate),
+        Err(error) => Outcome::Trouble(error),
+    }
+}
+
+/// What a conversion came to.
+enum Work {
+    Done(Box<Converted>),
+    /// The VM's real name is taken by another running job.
+    NameTaken,
+    /// A later job has published what bears the VM's real name.
+    Superseded(JobId),
+}
+
+fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Work> {
     let started = Instant::now();
     job.record.phase = Phase::Verify;
     job.record.log.clear();
@@ -131,8 +152,10 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     }
     wished.origin.drop.clone_from(&job.memory.drop);
     let appliance = source::open(&roots, &owner, settings.config.checksum)?;
-    if !take_name(job, &appliance)? {
-        return Ok(None);
+    match take_name(job, &appliance)? {
+        Begun::Yes => {}
+        Begun::NameTaken => return Ok(Work::NameTaken),
+        Begun::Superseded(later) => return Ok(Work::Superseded(later)),
     }
     job.check_conflict(wished.plan.format.as_str())?;
     vm::check_space(&appliance, &wished.plan, &job.staging_dir())?;
@@ -179,7 +202,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     converted.metadata.attempts = attempts;
     converted.metadata.notes.extend(wished.notes);
     note_time(job, Phase::Convert, started);
-    Ok(Some(converted))
+    Ok(Work::Done(Box::new(converted)))
 }
 
 /// What is written so far may take long to become durable.
@@ -191,15 +214,15 @@ fn sync(path: &Path, activity: &Activity) -> Result<()> {
 }
 
 /// Gives the job the name its source bears, if that differs from what the claim made of it.
-fn take_name(job: &mut Job, appliance: &Appliance) -> Result<bool> {
+fn take_name(job: &mut Job, appliance: &Appliance) -> Result<Begun> {
     let Some(name) = appliance.machine.name.as_deref() else {
-        return Ok(true);
+        return Ok(Begun::Yes);
     };
     let Ok(name) = VmName::new(name) else {
-        return Ok(true);
+        return Ok(Begun::Yes);
     };
     if name == job.memory.vm_name {
-        return Ok(true);
+        return Ok(Begun::Yes);
     }
     job.rename_vm(name)
 }

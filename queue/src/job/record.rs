@@ -242,6 +242,9 @@ pub struct Record {
     /// Where a failed job's source lies now, absolute.
     #[serde(default)]
     pub archived: Vec<PathBuf>,
+    /// The job that made this one needless: a later one of its name, or one that owns its disk.
+    #[serde(default)]
+    pub superseded_by: Option<JobId>,
     /// What was read over, e.g. unknown fields of the manifest.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -277,6 +280,7 @@ impl Record {
             pid: 0,
             outputs: Vec::new(),
             archived: Vec::new(),
+            superseded_by: None,
             notes: Vec::new(),
             log: Vec::new(),
         }

@@ -104,6 +104,7 @@ impl Job {
         self.write_error_text(&failure)?;
         self.record.state = state;
         self.record.error = Some(failure.clone());
+        self.record.superseded_by = self.memory.superseded_by;
         self.record.attempts = self.memory.attempts;
         self.record.queue_position = None;
         self.record.waits_for.clear();
@@ -115,7 +116,7 @@ impl Job {
     }
 
     fn write_error_text(&self, failure: &Failure) -> Result<()> {
-        if self.spool.is_superseded(&self.memory)? {
+        if self.memory.superseded_by.is_some() || self.spool.is_superseded(&self.memory)? {
             // It would be taken for the later job's; the record tells.
             return Ok(());
         }

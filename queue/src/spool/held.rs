@@ -13,6 +13,17 @@ const MISSING_TOLD: usize = 16;
 /// The extension of a job's journals in the staging directory.
 pub(crate) const JOURNAL: &str = "journal";
 
+/// Whether a job has its VM's name to work under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Begun {
+    Yes,
+    /// Another running job has it: try again soon.
+    NameTaken,
+    /// A later job's result stands there: see `Job::supersede`.
+    Superseded(JobId),
+}
+
 /// A claimed job, locked by this process until it is dropped.
 pub struct Job {
     pub(super) spool: Spool,
@@ -94,8 +105,12 @@ impl Job {
         self.take_from(take)
     }
 
-    /// Takes a disk that was dropped before its owner and converted by `other` on its own.
+    /// Takes a disk that was dropped before its owner and converted by `other` on its own; the
+    /// result of that is withdrawn when this job's is published.
     pub fn take_archived(&mut self, name: &str, other: JobId) -> Result<bool> {
+        if !self.memory.adopted.contains(&other) {
+            self.memory.adopted.push(other);
+        }
         for from in [
             format!(".processed/{}", durable::tagged(name, &other.to_string())),
             format!(".processed/{name}"),
@@ -107,6 +122,7 @@ impl Job {
                 return Ok(true);
             }
         }
+        self.memory.adopted.retain(|known| *known != other);
         Ok(false)
     }
 
@@ -140,34 +156,28 @@ impl Job {
         self.spool.take(self.id(), &take)
     }
 
-    /// Gives a begun job the name that its source turned out to bear. `false`: another running job
-    /// has that name; this one keeps its own.
-    pub fn rename_vm(&mut self, vm_name: VmName) -> Result<bool> {
-        let Some(lock) = self.lock_name(&vm_name)? else {
-            return Ok(false);
+    /// Gives a begun job the name that its source turned out to bear. If another running job has
+    /// that name, this one keeps its own.
+    pub fn rename_vm(&mut self, vm_name: VmName) -> Result<Begun> {
+        let Some(lock) = self.spool.lock_name(&self.memory.place, &vm_name)? else {
+            return Ok(Begun::NameTaken);
         };
         self.release_name();
         self.name_lock = Some(lock);
         self.spool.forget_latest(&self.memory)?;
         self.record.vm_name = vm_name.to_string();
         self.memory.vm_name = vm_name;
+        self.memory.found = None;
         self.spool.save_memory(&self.memory)?;
+        if let Some(later) = self.spool.later_result(&self.memory)? {
+            return Ok(Begun::Superseded(later));
+        }
         if !self.spool.is_superseded(&self.memory)? {
             self.spool.note_latest(&self.memory)?;
         }
         self.spool.retire(&self.memory)?;
         self.save_record(false)?;
-        Ok(true)
-    }
-
-    fn lock_name(&self, vm_name: &VmName) -> Result<Option<(PathBuf, Lock)>> {
-        let name = self.spool.name_key(&self.memory.place, vm_name)?;
-        let path = self.spool.directories.names().join(format!("{name}.lock"));
-        Ok(self
-            .spool
-            .volume
-            .lock(&path, true)?
-            .map(|lock| (path, lock)))
+        Ok(Begun::Yes)
     }
 
     fn release_name(&mut self) {
@@ -186,12 +196,15 @@ impl Job {
 
     /// Begins the work: takes the VM's name, counts the attempt, retires the earlier result's link
     /// and makes the staging directory, a fresh one unless an earlier attempt kept a journal.
-    /// `false`: another running job has that name.
-    pub fn begin(&mut self) -> Result<bool> {
-        let Some(lock) = self.lock_name(&self.memory.vm_name)? else {
-            return Ok(false);
+    pub fn begin(&mut self) -> Result<Begun> {
+        let (place, vm_name) = (&self.memory.place, &self.memory.vm_name);
+        let Some(lock) = self.spool.lock_name(place, vm_name)? else {
+            return Ok(Begun::NameTaken);
         };
         self.name_lock = Some(lock);
+        if let Some(later) = self.spool.later_result(&self.memory)? {
+            return Ok(Begun::Superseded(later));
+        }
         self.memory.attempts += 1;
         self.memory.stage = Stage::Running;
         self.spool.save_memory(&self.memory)?;
@@ -207,7 +220,7 @@ impl Job {
         self.record.not_before = None;
         self.record.started_at = Some(now);
         self.save_record(false)?;
-        Ok(true)
+        Ok(Begun::Yes)
     }
 
     /// Tells pollers which files a waiting job lacks.

@@ -135,6 +135,10 @@ impl Spool {
             crashes: 0,
             retries: 0,
             last_failure: None,
+            found: None,
+            is_asked_for: false,
+            adopted: Vec::new(),
+            superseded_by: None,
             stage: Stage::Failed {
                 state: JobState::Failed,
                 failure,

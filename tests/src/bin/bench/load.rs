@@ -1,7 +1,4 @@
-//! `make bench`: latency, load and speed, measured here and printed beside their targets.
-//!
-//! Builds its own inputs beneath a temporary directory (TMPDIR chooses where), starts the daemon
-//! that was built beside it, and compares with the installed qemu-img in the same run.
+//! The queue: how soon a drop is claimed, what an idle daemon costs, ten thousand VMs.
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,31 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::inputs::contain;
+use crate::report::Line;
+
 const LATENCY_SAMPLES: usize = 200;
 const FEW: usize = 1_000;
 const MANY: usize = 10_000;
 const IDLE_SECONDS: u64 = 20;
-const PAIRS: usize = 5;
 /// The longest wait for anything.
 const LIMIT: Duration = Duration::from_secs(1800);
-
-fn main() -> Result<()> {
-    let programs = std::env::current_exe()?;
-    let programs = programs
-        .parent()
-        .context("the program's directory")?
-        .to_path_buf();
-    let top = tempfile::tempdir()?;
-    println!("{:<44} {:>14} {:>14}", "measured", "result", "target");
-    let tiny = tiny_disk(top.path())?;
-    latency(&programs, &top.path().join("latency"), &tiny)?;
-    load(&programs, &top.path().join("load"), &tiny)?;
-    speed(&programs, top.path())
-}
-
-fn row(what: &str, result: String, target: &str) {
-    println!("{what:<44} {result:>14} {target:>14}");
-}
 
 /// A daemon on directories of its own; killed when dropped.
 struct Daemon {
@@ -122,22 +103,8 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
-    let status = status.with_context(|| format!("run {:?}", command.get_program()))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
-}
-
-fn qemu_img_vmdk(raw: &Path, vmdk: &Path) -> Result<()> {
-    run(Command::new("qemu-img")
-        .args(["convert", "-O", "vmdk", "-o", "subformat=streamOptimized"])
-        .arg(raw)
-        .arg(vmdk))
-}
-
 /// A streamOptimized VMDK of 1 MiB with two grains of data.
-fn tiny_disk(top: &Path) -> Result<PathBuf> {
+pub fn tiny_disk(top: &Path) -> Result<PathBuf> {
     let (raw, vmdk) = (top.join("tiny.raw"), top.join("tiny.vmdk"));
     let mut content: Vec<u8> = (0..131_072_u32)
         .flat_map(|n| (n.wrapping_mul(0x9e37) >> 3).to_le_bytes())
@@ -145,12 +112,12 @@ fn tiny_disk(top: &Path) -> Result<PathBuf> {
         .collect();
     content.resize(1 << 20, 0);
     fs::write(&raw, content)?;
-    qemu_img_vmdk(&raw, &vmdk)?;
+    contain(&raw, "vmdk", "subformat=streamOptimized", &vmdk)?;
     Ok(vmdk)
 }
 
 /// From the rename into an idle daemon's queue to the claim: the drop leaves the directory.
-fn latency(programs: &Path, top: &Path, tiny: &Path) -> Result<()> {
+pub fn latency(programs: &Path, top: &Path, tiny: &Path) -> Result<Vec<Line>> {
     let daemon = Daemon::start(programs, top)?;
     let mut millis = Vec::with_capacity(LATENCY_SAMPLES);
     for number in 0..LATENCY_SAMPLES {
@@ -166,26 +133,27 @@ fn latency(programs: &Path, top: &Path, tiny: &Path) -> Result<()> {
     }
     millis.sort_by(f64::total_cmp);
     let at = |part: f64| millis[((millis.len() - 1) as f64 * part) as usize];
-    row(
-        "rename-in to claim, median of 200",
-        format!("{:.1} ms", at(0.5)),
-        "<= 20 ms",
-    );
-    row(
-        "rename-in to claim, 99th of 100",
-        format!("{:.1} ms", at(0.99)),
-        "",
-    );
     let before = daemon.cpu_ticks()?;
     std::thread::sleep(Duration::from_secs(IDLE_SECONDS));
     let used = (daemon.cpu_ticks()? - before) as f64 / 100.0;
     let share = used * 100.0 / IDLE_SECONDS as f64;
-    row("idle CPU over 20 s", format!("{share:.2} %"), "~ 0");
-    Ok(())
+    Ok(vec![
+        row(
+            "rename-in to claim, median of 200",
+            format!("{:.1} ms", at(0.5)),
+            "≤ 20 ms",
+        ),
+        row(
+            "rename-in to claim, 99th of 100",
+            format!("{:.1} ms", at(0.99)),
+            "",
+        ),
+        row("idle CPU over 20 s", format!("{share:.2} %"), "~ 0"),
+    ])
 }
 
 /// Ten thousand tiny VMs through one daemon.
-fn load(programs: &Path, top: &Path, tiny: &Path) -> Result<()> {
+pub fn load(programs: &Path, top: &Path, tiny: &Path) -> Result<Vec<Line>> {
     let daemon = Daemon::start(programs, top)?;
     let drops = top.join("drops");
     fs::create_dir(&drops)?;
@@ -207,19 +175,24 @@ fn load(programs: &Path, top: &Path, tiny: &Path) -> Result<()> {
     until_results(&daemon, MANY)?;
     let rate = MANY as f64 / begun.elapsed().as_secs_f64();
     let many_kib = daemon.peak_kib()?;
-    row(
-        "10,000 tiny VMs through one daemon",
-        format!("{rate:.0} jobs/s"),
-        "",
-    );
-    row(
-        "peak memory at 1,000",
-        format!("{:.1} MiB", few_kib as f64 / 1024.0),
-        "",
-    );
-    let flat = format!("{:.1} MiB", many_kib as f64 / 1024.0);
-    row("peak memory at 10,000", flat, "flat");
-    Ok(())
+    let mib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
+    Ok(vec![
+        row(
+            "10,000 tiny VMs through one daemon",
+            format!("{rate:.0} jobs/s"),
+            "",
+        ),
+        row("peak memory at 1,000", mib(few_kib), ""),
+        row("peak memory at 10,000", mib(many_kib), "flat"),
+    ])
+}
+
+fn row(what: &str, result: String, target: &'static str) -> Line {
+    Line {
+        what: what.to_owned(),
+        result,
+        target,
+    }
 }
 
 fn until_results(daemon: &Daemon, count: usize) -> Result<()> {
@@ -233,70 +206,4 @@ fn until_results(daemon: &Daemon, count: usize) -> Result<()> {
         std::thread::sleep(Duration::from_millis(200));
     }
     Ok(())
-}
-
-/// One large streamOptimized VMDK of real files, against qemu-img, in turn, both synced.
-fn speed(programs: &Path, top: &Path) -> Result<()> {
-    let (raw, vmdk) = (top.join("files.raw"), top.join("files.vmdk"));
-    let tree = top.join("tree");
-    fs::create_dir(&tree)?;
-    for dir in ["/usr/lib/x86_64-linux-gnu", "/usr/share"] {
-        run(Command::new("sh")
-            .args([
-                "-c",
-                "cp -a --reflink=auto \"$1\" \"$2\" || true",
-                "sh",
-                dir,
-            ])
-            .arg(&tree)
-            .stderr(Stdio::null()))?;
-    }
-    let used = Command::new("du").args(["-sm"]).arg(&tree).output()?.stdout;
-    let used_mib: u64 = String::from_utf8_lossy(&used)
-        .split_whitespace()
-        .next()
-        .and_then(|text| text.parse().ok())
-        .context("du")?;
-    run(Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-d"])
-        .arg(&tree)
-        .arg(&raw)
-        .arg(format!("{}M", used_mib * 3 / 2 + 512)))?;
-    fs::remove_dir_all(&tree)?;
-    qemu_img_vmdk(&raw, &vmdk)?;
-    fs::remove_file(&raw)?;
-    let mut ratios = Vec::with_capacity(PAIRS);
-    for _ in 0..PAIRS {
-        let target = top.join("theirs.qcow2");
-        let theirs = timed(
-            Command::new("qemu-img")
-                .args(["convert", "-O", "qcow2", "-t", "writeback"])
-                .arg(&vmdk)
-                .arg(&target),
-        )?;
-        fs::remove_file(&target)?;
-        let target = top.join("ours.qcow2");
-        let ours = timed(
-            Command::new(programs.join("hyper2kvm"))
-                .arg("convert")
-                .arg(&vmdk)
-                .arg("--output")
-                .arg(&target),
-        )?;
-        fs::remove_file(&target)?;
-        ratios.push(theirs / ours);
-    }
-    ratios.sort_by(f64::total_cmp);
-    let what = format!("streamOptimized, {used_mib} MiB of files, vs qemu-img");
-    row(&what, format!("{:.1} x", ratios[PAIRS / 2]), ">= 4.5 x");
-    Ok(())
-}
-
-/// Seconds until the command has ended and everything is on disk.
-fn timed(command: &mut Command) -> Result<f64> {
-    run(&mut Command::new("sync"))?;
-    let begun = Instant::now();
-    run(command)?;
-    run(&mut Command::new("sync"))?;
-    Ok(begun.elapsed().as_secs_f64())
 }
