@@ -91,7 +91,7 @@ fn facts(job: &Job) -> String {
         ));
     }
     facts.extend(progress.eta_seconds.map(job::left));
-    facts.extend(job::disk(progress));
+    facts.extend(job::which_disk(progress));
     if progress.bytes_total > 0 {
         let total = quantity::bytes(progress.bytes_total);
         facts.push(format!(

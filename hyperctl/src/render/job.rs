@@ -82,7 +82,7 @@ pub fn left(seconds: u64) -> String {
 }
 
 /// `disk 2 of 3`; nothing for a VM of one disk.
-pub fn disk(progress: &Progress) -> Option<String> {
+pub fn which_disk(progress: &Progress) -> Option<String> {
     let is_one_of_many = progress.disks > 1 && progress.disk > 0;
     is_one_of_many.then(|| format!("disk {} of {}", progress.disk, progress.disks))
 }
@@ -91,7 +91,7 @@ pub fn disk(progress: &Progress) -> Option<String> {
 pub fn progress(record: &Record) -> String {
     let progress = &record.progress;
     let mut parts = Vec::new();
-    parts.extend(disk(progress));
+    parts.extend(which_disk(progress));
     if progress.bytes_total > 0 {
         let (done, total) = (progress.bytes_done, progress.bytes_total);
         parts.push(format!(
