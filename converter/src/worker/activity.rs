@@ -88,6 +88,11 @@ impl Activity {
         self.pulse.beat(patience);
     }
 
+    /// Within the phase, from now on.
+    pub fn be_patient(&self, patience: Duration) {
+        self.pulse.beat(patience);
+    }
+
     pub fn is_stuck(&self, extra: Duration) -> bool {
         self.pulse.is_stuck(extra)
     }

@@ -1,5 +1,5 @@
 //! One job's turn: from the held job to its published result, or to its failure.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use queue::durable::{HostVolume, Volume};
@@ -165,19 +165,18 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
 
     let started = Instant::now();
     job.record.phase = Phase::Convert;
-    activity.enter(
-        job.memory.vm_name.as_str(),
-        Phase::Convert,
-        CONVERT_PATIENCE,
-    );
     let name = job.memory.vm_name.clone();
+    activity.enter(name.as_str(), Phase::Convert, CONVERT_PATIENCE);
     let (staging, result) = (job.staging_dir(), job.result_dir());
     let resume = Resume {
         directory: job.journal_dir(),
         every_bytes: settings.config.checkpoint_mib.saturating_mul(1 << 20),
         has_more: appliance.disks.len() > 1,
-        sync: &|path| HostVolume.sync(path),
+        sync: &|path| sync(path, activity),
     };
+    if resume.every_bytes == 0 {
+        job.start_over()?;
+    }
     let order = Order {
         name: &name,
         first_file: wished.first_file.as_deref(),
@@ -220,6 +219,14 @@ fn open_source(
         observer: &reporter,
     };
     source::open(roots, &owner, checksum, &unpacker)
+}
+
+/// What is written so far may take long to become durable.
+fn sync(path: &Path, activity: &Activity) -> Result<()> {
+    activity.be_patient(PUBLISH_PATIENCE);
+    let synced = HostVolume.sync(path);
+    activity.be_patient(CONVERT_PATIENCE);
+    synced
 }
 
 /// Gives the job the name its source bears, if that differs from what the claim made of it.
