@@ -130,9 +130,7 @@ pub fn copy_on(
         }
     })?;
     let report = report(disk, outcome, from.read_bytes);
-    let text = serde_json::to_string(&report)
-        .map_err(|error| Error::new(ErrorKind::Internal, "write a report").with_source(error))?;
-    keeper.conclude(&text)?;
+    keeper.conclude(&report)?;
     Ok(report)
 }
 

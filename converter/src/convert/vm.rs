@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use queue::instance::config::Libvirt;
+use queue::job::VmName;
 use queue::job::record::{DiskRecord, timestamp};
-use queue::job::{Machine, VmName};
 
 use super::metadata::{Converter, Disk, Guest, Metadata, Origin};
 use super::{DiskReport, Plan, Resume, copy, copy_on, space_needed_bytes};
@@ -138,7 +138,7 @@ pub fn vm(
     let mut notes = appliance.notes.clone();
     notes.extend(appliance.machine.notes.iter().cloned());
     if order.libvirt.emit_domain_xml {
-        notes.extend(write_domain(&appliance.machine, order, &files)?);
+        notes.extend(write_domain(appliance, order, &files)?);
     }
     let metadata = Metadata {
         job_id: None,
@@ -203,17 +203,19 @@ fn describe(disk: &SourceDisk, file: &str, report: &DiskReport) -> Disk {
     }
 }
 
-fn write_domain(machine: &Machine, order: &Order<'_>, files: &[String]) -> Result<Vec<String>> {
+fn write_domain(appliance: &Appliance, order: &Order<'_>, files: &[String]) -> Result<Vec<String>> {
     let disks: Vec<DomainDisk> = files
         .iter()
-        .map(|file| DomainDisk {
+        .zip(&appliance.disks)
+        .map(|(file, disk)| DomainDisk {
             path: order.result.join(file),
             format: order.plan.format,
+            sector_bytes: disk.sector_bytes,
         })
         .collect();
     let domain = domain_xml(&DomainSpec {
         name: order.name,
-        machine,
+        machine: &appliance.machine,
         disks: &disks,
         devices: Devices::Compatible,
         settings: order.libvirt,

@@ -30,7 +30,9 @@ pub fn classify(name: &str) -> Option<Class> {
     let (stem, extension) = lower.rsplit_once('.')?;
     let extension = if WRAPPERS.contains(&extension) {
         let (_, inner) = stem.rsplit_once('.')?;
-        return DISKS.contains(&inner).then_some(Class::Disk);
+        // A disk alone in a tar archive, as clouds export it.
+        let is_disk = DISKS.contains(&inner) || inner == "tar";
+        return is_disk.then_some(Class::Disk);
     } else {
         extension
     };
@@ -43,15 +45,21 @@ pub fn classify(name: &str) -> Option<Class> {
 
 /// The name without its extensions: what a bare disk's VM is called.
 pub fn stem(name: &str) -> &str {
-    let Some((mut stem, extension)) = name.rsplit_once('.') else {
-        return name;
-    };
-    if WRAPPERS.contains(&extension.to_ascii_lowercase().as_str())
-        && let Some((inner, _)) = stem.rsplit_once('.')
-    {
-        stem = inner;
+    let inner = unwrapped(name);
+    match inner.rsplit_once('.') {
+        Some(("", _)) => name,
+        Some((stem, _)) => stem,
+        None => inner,
     }
-    if stem.is_empty() { name } else { stem }
+}
+
+/// The name without the extension of a wrapper.
+pub fn unwrapped(name: &str) -> &str {
+    let is_wrapper = |extension: &str| WRAPPERS.contains(&extension.to_ascii_lowercase().as_str());
+    match name.rsplit_once('.') {
+        Some((inner, extension)) if is_wrapper(extension) && !inner.is_empty() => inner,
+        _ => name,
+    }
 }
 
 /// What companions of one VM share: the stem without a trailing disk number.
@@ -154,7 +162,9 @@ mod tests {
             ("vm.vmdk", Some(Class::Disk)),
             ("VM.OVA", Some(Class::Disk)),
             ("a.raw.xz", Some(Class::Disk)),
-            ("a.tar.gz", None),
+            ("a.tar.gz", Some(Class::Disk)),
+            ("a.tar", None),
+            ("a.json.gz", None),
             ("manifest.json", Some(Class::Manifest)),
             ("x.ovf", Some(Class::Ovf)),
             ("x.mf", None),

@@ -57,7 +57,7 @@ pub struct DaemonArgs {
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// A disk, an OVA, an OVF, a manifest (*.json) or a job directory
+    /// A disk or an OVA (also as .gz, .xz or .zst), an OVF, a manifest (*.json) or a job directory
     #[arg(required = true, value_name = "SOURCE")]
     pub sources: Vec<PathBuf>,
     /// The image to write, or the directory to put VM/VM.qcow2 and a link to it into
@@ -105,7 +105,7 @@ pub struct ConvertArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A disk, an OVA, an OVF, a manifest (*.json) or a job directory
+    /// A disk or an OVA (also as .gz, .xz or .zst), an OVF, a manifest (*.json) or a job directory
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
     /// A further directory beneath which files named by the source may lie
