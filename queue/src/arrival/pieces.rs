@@ -227,7 +227,7 @@ impl Scope<'_> {
         }
         // Nothing of the queue's own (`.processing` and so on) is anybody's piece.
         let text = plain.to_str()?;
-        (!text.is_empty() && !text.starts_with('.')).then(|| text.to_owned())
+        (crate::roots::is_plain(text) && !text.starts_with('.')).then(|| text.to_owned())
     }
 }
 
@@ -295,7 +295,7 @@ mod tests {
         std::fs::write(
             queue.join("vm.vmdk"),
             "# Disk DescriptorFile\nRW 1 FLAT \"vm-flat.vmdk\" 0\nRW 1 FLAT \"/etc/shadow\" 0\n\
-             RW 1 FLAT \"../x\" 0\nRW 1 FLAT \".processing/y\" 0\n",
+             RW 1 FLAT \"../x\" 0\nRW 1 FLAT \".processing/y\" 0\nRW 1 FLAT \"a\0b\" 0\n",
         )
         .unwrap();
         assert_eq!(scope.pieces("vm.vmdk").unwrap().names, ["vm-flat.vmdk"]);
