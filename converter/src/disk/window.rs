@@ -138,7 +138,8 @@ impl Window {
         }
         let start = match self.seek(offset_bytes, Whence::SeekData) {
             Ok(start) => start,
-            Err(Errno::ENXIO) => return Ok(None),
+            // The end of a file that shrank looks like a hole, too.
+            Err(Errno::ENXIO) => return self.check_length(end_bytes).map(|()| None),
             // A file system that cannot tell: everything is data.
             Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((offset_bytes, end_bytes))),
             Err(errno) => return Err(Error::io("seek in", &self.path, errno.into())),
@@ -152,6 +153,20 @@ impl Window {
             Err(_) => end_bytes,
         };
         Ok(Some((start, end)))
+    }
+
+    /// An error if the file does not reach as far as `end_bytes` any more.
+    fn check_length(&self, end_bytes: u64) -> Result<()> {
+        let metadata = self.file.metadata();
+        let metadata = metadata.map_err(|error| Error::io("stat", &self.path, error))?;
+        // A device has no length that stat(2) would tell.
+        if metadata.is_file() && metadata.len() < self.base_bytes.saturating_add(end_bytes) {
+            return Err(corrupt(
+                &self.path,
+                format!("truncated while it was read: it ends at {}", metadata.len()),
+            ));
+        }
+        Ok(())
     }
 
     fn seek(&self, offset_bytes: u64, whence: Whence) -> std::result::Result<u64, Errno> {
