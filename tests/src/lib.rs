@@ -9,4 +9,6 @@ pub mod model;
 pub mod mount;
 pub mod programs;
 pub mod scene;
+pub mod vhd;
+pub mod vhdx;
 pub mod vmfs;

@@ -1,11 +1,11 @@
 //! VHDs that qemu-img wrote, in every form it has: the guest sees the same, qemu-img is the judge.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a panic is how a test fails
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use converter::convert::Plan;
 use hyper2kvm_tests::engine::{copy, fails, first_disk};
 use hyper2kvm_tests::images::{self, qemu_img, text};
+use hyper2kvm_tests::vhdx;
 
 /// Converts `owner` and returns the content digest.
 fn converts(owner: &Path, target: &Path) -> String {
@@ -134,42 +134,6 @@ fn vhdx_of_two_chunks() {
     every_form(two_chunks, "vhdx", "vhdx", &VHDX[2..3]);
 }
 
-/// CRC-32C of a header whose sum, bytes 4 to 8, counts as zeros ([MS-VHDX] 2.2.2).
-fn sum(header: &[u8]) -> u32 {
-    let mut crc = !0u32;
-    for (at, byte) in header.iter().enumerate() {
-        crc ^= u32::from(if (4..8).contains(&at) { 0 } else { *byte });
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
-        }
-    }
-    !crc
-}
-
-/// Makes of a VHDX that qemu-io wrote what is left if it dies before it writes the BAT: the BAT is
-/// empty, and the headers say that the log, which has it, is to be replayed.
-fn lose_the_bat(path: &Path) {
-    const LOG_AT: u64 = 1 << 20;
-    let file = std::fs::File::options().read(true).write(true).open(path);
-    let file = file.unwrap();
-    let mut entry = [0; 4096];
-    file.read_exact_at(&mut entry, LOG_AT).unwrap();
-    assert!(entry.starts_with(b"loge"), "qemu-io left no log entry");
-    let bat_at = u64::from_le_bytes(entry[64 + 16..64 + 24].try_into().unwrap());
-    let mut bat = [0; 4096];
-    file.read_exact_at(&mut bat, bat_at).unwrap();
-    assert_ne!(bat, [0; 4096], "the log's entry is not the BAT's");
-    file.write_all_at(&[0; 4096], bat_at).unwrap();
-    for header_at in [64 << 10, 128 << 10] {
-        let mut header = [0; 4096];
-        file.read_exact_at(&mut header, header_at).unwrap();
-        header[48..64].copy_from_slice(&entry[32..48]);
-        let sum = sum(&header);
-        header[4..8].copy_from_slice(&sum.to_le_bytes());
-        file.write_all_at(&header, header_at).unwrap();
-    }
-}
-
 /// QEMU replays the same log by writing it into the file; afterwards it sees what we saw before.
 #[test]
 fn vhdx_with_a_log_to_replay() {
@@ -188,7 +152,7 @@ fn vhdx_with_a_log_to_replay() {
     ]);
     let write = ["-f", "vhdx", "-c", "write -P 7 3M 1000k", text(&path)];
     images::run("qemu-utils", "qemu-io", &write);
-    lose_the_bat(&path);
+    vhdx::lose_the_bat(&path);
     let before = std::fs::read(&path).unwrap();
     let target = dir.path().join("vm.qcow2");
     converts(&path, &target);
