@@ -12,11 +12,15 @@ use queue::roots::Roots;
 pub fn open(owner: &Path) -> Result<Appliance> {
     let job = owner.parent().unwrap();
     let roots = Roots::open(job, &[job.to_path_buf()])?;
-    let unpacker = Unpacker {
-        directory: &std::env::temp_dir(),
+    source::open(&roots, owner, true, &unpacker())
+}
+
+/// For wrapped sources, where their content goes.
+pub fn unpacker() -> Unpacker<'static> {
+    Unpacker {
+        directory: Path::new("/tmp"),
         observer: &Unobserved,
-    };
-    source::open(&roots, owner, true, &unpacker)
+    }
 }
 
 pub fn first_disk(owner: &Path) -> SourceDisk {
