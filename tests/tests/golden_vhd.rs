@@ -20,7 +20,7 @@ fn open(owner: &Path) -> SourceDisk {
 fn converts(owner: &Path, target: &Path) -> String {
     let report = convert::copy(&open(owner), target, &Plan::default(), &Unobserved)
         .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
-    report.digest
+    report.digest.unwrap()
 }
 
 /// Writes `raw` as `container` (qemu-img's word) with `options` to `path`.

@@ -5,7 +5,9 @@ mod batch;
 mod blocks;
 mod fill;
 pub mod metadata;
+mod output;
 mod pipeline;
+mod sharing;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -15,10 +17,10 @@ pub mod wishes;
 use std::fs::File;
 use std::path::Path;
 
-use queue::instance::config::{Compress, OutFormat};
+use queue::instance::config::{Compress, Digest, OutFormat};
 
 use crate::disk::{BLOCK_BYTES, Observer, Stored, Unobserved, Window, unsupported};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::qcow2::{self, Qcow2Image};
 use crate::source::SourceDisk;
 
@@ -30,6 +32,8 @@ pub struct Plan {
     pub compress_level: Option<u32>,
     /// Deflates every block itself, with back-references of at most 4 KiB.
     pub strict_window: bool,
+    /// Whether the digest is wanted even of data that need not be read.
+    pub digest: Digest,
     /// Worker threads; 0 is one per core. The result does not depend on it.
     pub threads: usize,
 }
@@ -41,6 +45,7 @@ impl Default for Plan {
             compress: Compress::None,
             compress_level: None,
             strict_window: false,
+            digest: Digest::Always,
             threads: 0,
         }
     }
@@ -53,8 +58,10 @@ pub struct DiskReport {
     pub source_bytes: u64,
     /// The target's length; of a raw target much of it may be holes.
     pub output_bytes: u64,
-    /// Content digest, `blake3:<hex>`; see `disk::ContentDigest`.
-    pub digest: String,
+    /// Content digest, `blake3:<hex>`; see `disk::ContentDigest`. `None`: not all data was read.
+    pub digest: Option<String>,
+    /// Bytes that the target shares with the source, by reflink.
+    pub shared_bytes: u64,
     /// Guest bytes in blocks that are not all zeros.
     pub data_bytes: u64,
     /// Guest bytes that were read and found to be zeros.
@@ -89,6 +96,7 @@ pub fn copy(
         source_bytes: disk.source_bytes,
         output_bytes: outcome.output_bytes,
         digest: outcome.digest,
+        shared_bytes: outcome.shared_bytes,
         data_bytes,
         zero_bytes: disk.capacity_bytes.saturating_sub(data_bytes),
         hole_bytes: outcome.hole_bytes,
@@ -99,7 +107,8 @@ pub fn copy(
 
 /// The content digest of a disk, its checksums verified, nothing written.
 pub fn digest(disk: &SourceDisk, threads: usize, observer: &dyn Observer) -> Result<String> {
-    Ok(pipeline::run(disk, None, threads, observer)?.digest)
+    let digest = pipeline::run(disk, None, threads, observer)?.digest;
+    digest.ok_or_else(|| Error::new(ErrorKind::Internal, "a disk was read without a digest"))
 }
 
 /// Opens a qcow2 that `copy` wrote, to be read again by `digest`.

@@ -3,9 +3,6 @@
 //!
 //! Placing is in guest order, so the target's bytes do not depend on the number of threads. The
 //! thread with the lowest batch never waits, so there is always one that moves.
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,13 +10,17 @@ use std::thread;
 use super::batch::{Batch, Batches};
 use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
+use super::output::Output;
+use super::sharing::Sharing;
 use super::target::{Packing, Target};
 use crate::disk::{BLOCK_BYTES, Checksum, ContentDigest, HostOffset, Image, Layout, Observer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::SourceDisk;
 
 pub(super) struct Outcome {
-    pub digest: String,
+    /// `None`: not everything was read.
+    pub digest: Option<String>,
+    pub shared_bytes: u64,
     pub blocks: Tally,
     pub hole_bytes: u64,
     /// 0 without a target.
@@ -58,7 +59,8 @@ struct Shared<'a> {
     turned: Condvar,
     /// A thread failed: the others stop at once.
     failed: AtomicBool,
-    output: Option<(&'a File, &'a Path)>,
+    output: Option<Output<'a>>,
+    sharing: Option<Sharing>,
     /// For a compressed target.
     packing: Option<Packing>,
     work: Work<'a>,
@@ -78,12 +80,28 @@ pub(super) fn run(
     observer: &dyn Observer,
 ) -> Result<Outcome> {
     let packing = target.as_ref().and_then(|target| target.packing);
+    let image = disk.image.as_ref();
+    let sharing = match &target {
+        Some(target) if packing.is_none() => {
+            Sharing::find(image, &target.file, &target.path, target.always_digest)?
+        }
+        _ => None,
+    };
     let (file, layout) = match target {
         Some(target) => (Some((target.file, target.path)), Some(target.layout)),
         None => (None, None),
     };
+    let is_dense = layout.as_ref().is_some_and(|layout| layout.is_dense());
+    let output = file.as_ref().map(|(file, path)| {
+        // Room that is asked for would have to be given back for what is shared.
+        Output::new(file, path, is_dense && sharing.is_none())
+    });
+    let threads = match threads {
+        0 => default_threads(output.as_ref()),
+        threads => threads,
+    };
     let shared = Shared {
-        image: disk.image.as_ref(),
+        image,
         batches: Mutex::new(Batches::new(disk.image.extents())),
         turn: Mutex::new(Turn {
             next: 0,
@@ -93,15 +111,14 @@ pub(super) fn run(
         }),
         turned: Condvar::new(),
         failed: AtomicBool::new(false),
-        output: file.as_ref().map(|(file, path)| (&**file, path.as_path())),
+        output,
+        sharing,
         packing,
         work: Work {
             observer,
             left_bytes: AtomicU64::new(disk.allocated_bytes),
         },
     };
-    let cores = || thread::available_parallelism().map_or(1, usize::from);
-    let threads = if threads == 0 { cores() } else { threads };
     thread::scope(|scope| {
         let mut workers = Vec::with_capacity(threads + 1);
         if !disk.checksums.is_empty() {
@@ -116,6 +133,15 @@ pub(super) fn run(
             .try_for_each(|result| result.unwrap_or_else(|_| Err(panicked())))
     })?;
     shared.finish()
+}
+
+/// One per core; two if some of them wait for the disk.
+fn default_threads(output: Option<&Output<'_>>) -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    match output {
+        Some(output) if output.waits() => 2 * cores,
+        _ => cores,
+    }
 }
 
 impl Shared<'_> {
@@ -146,12 +172,25 @@ impl Shared<'_> {
             let Some(batch) = lock(&self.batches).next()? else {
                 return Ok(());
             };
-            let read_bytes = buffer.fill(self.image, &batch)?;
-            blocks::find(&mut buffer, &batch, packer.as_mut(), &mut blocks);
+            let is_unread = self.leaves_unread(&batch);
+            let read_bytes = if is_unread {
+                blocks::touch(&batch, &mut blocks);
+                let pieces = batch.pieces.iter();
+                pieces.map(|piece| piece.length_bytes).sum()
+            } else {
+                let read_bytes = buffer.fill(self.image, &batch)?;
+                blocks::find(&mut buffer, &batch, packer.as_mut(), &mut blocks);
+                read_bytes
+            };
             let Some(places) = self.take_turn(&batch, &blocks)? else {
                 return Ok(());
             };
-            self.write(&buffer, &batch, &blocks, &places)?;
+            if !self.share(&batch, &blocks, &places)? {
+                if is_unread {
+                    buffer.fill(self.image, &batch)?;
+                }
+                self.write(&mut buffer, &batch, &blocks, &places)?;
+            }
             self.work.advance(read_bytes);
         }
         Ok(())
@@ -198,15 +237,47 @@ impl Shared<'_> {
         Ok(Some(places))
     }
 
+    fn leaves_unread(&self, batch: &Batch) -> bool {
+        let sharing = self.sharing.as_ref();
+        sharing.is_some_and(|sharing| sharing.leaves_unread() && sharing.takes(self.image, batch))
+    }
+
+    /// False: the blocks have to be written.
+    fn share(&self, batch: &Batch, blocks: &[Block], places: &[HostOffset]) -> Result<bool> {
+        let (Some(sharing), Some(output)) = (&self.sharing, &self.output) else {
+            return Ok(false);
+        };
+        if !sharing.takes(self.image, batch) {
+            return Ok(false);
+        }
+        let mut placed = blocks.iter().zip(places).peekable();
+        while let Some((first, place)) = placed.next() {
+            let mut end = first.index + 1;
+            while placed
+                .next_if(|(block, at)| {
+                    block.index == end && at.0 == place.0 + (end - first.index) * BLOCK_BYTES
+                })
+                .is_some()
+            {
+                end += 1;
+            }
+            let range = first.index * BLOCK_BYTES..end * BLOCK_BYTES;
+            if !sharing.share(self.image, batch, range, output.file, *place)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Writes blocks to their places, neighbours that stay neighbours at once.
     fn write(
         &self,
-        buffer: &Buffer,
+        buffer: &mut Buffer,
         batch: &Batch,
         blocks: &[Block],
         places: &[HostOffset],
     ) -> Result<()> {
-        let Some((file, path)) = self.output else {
+        let Some(output) = &self.output else {
             return Ok(());
         };
         let piece = |block: &Block| match &block.packed {
@@ -230,13 +301,12 @@ impl Shared<'_> {
                 range.end = next.end;
             }
             let from = if packed {
-                &buffer.packed
+                buffer.packed.as_slice()
             } else {
                 &buffer.guest
             };
             let bytes = from.get(range).ok_or_else(panicked)?;
-            file.write_all_at(bytes, place.0)
-                .map_err(|error| Error::io("write", path, error))?;
+            output.write(bytes, place.0, &mut buffer.spare)?;
         }
         Ok(())
     }
@@ -256,6 +326,7 @@ impl Shared<'_> {
         // A cancellation that only the checksums' thread saw must not pass for success.
         self.go_on()?;
         let hole_bytes = lock(&self.batches).hole_bytes;
+        let is_unread = self.sharing.as_ref().is_some_and(Sharing::leaves_unread);
         let mut turn = lock(&self.turn);
         let output_bytes = match turn.layout.as_mut() {
             Some(layout) => layout.finish()?,
@@ -263,7 +334,8 @@ impl Shared<'_> {
         };
         self.work.advance(u64::MAX);
         Ok(Outcome {
-            digest: turn.digest.finish(),
+            digest: (!is_unread).then(|| turn.digest.finish()),
+            shared_bytes: self.sharing.as_ref().map_or(0, Sharing::shared_bytes),
             blocks: turn.blocks,
             hole_bytes,
             output_bytes,
