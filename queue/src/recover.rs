@@ -75,7 +75,7 @@ fn clear_orphaned_staging(spool: &Spool) -> Result<()> {
     // Listed before the jobs are looked up: a job exists before its staging does.
     for entry in spool.volume.read_dir(&staging)? {
         let name = entry.name.to_string_lossy().into_owned();
-        let id = name.strip_suffix(".previous").unwrap_or(&name);
+        let id = name.split_once('.').map_or(&*name, |(id, _)| id);
         let Ok(id) = id.parse::<JobId>() else {
             continue;
         };
@@ -98,24 +98,21 @@ fn clear_stale_asides(spool: &Spool) -> Result<()> {
         directories.errors(),
         directories.control(),
     ] {
-        for entry in spool.volume.read_dir(&dir)? {
-            let name = entry.name.to_string_lossy().into_owned();
+        spool.volume.visit_dir(&dir, &mut |entry| {
+            let name = entry.name.to_string_lossy();
             let ours = (name.starts_with('.') && name.ends_with(ASIDE_SUFFIX))
                 || name.ends_with(REFUSED_SUFFIX);
             if !ours || entry.kind == EntryKind::Directory {
-                continue;
+                return Ok(());
             }
             let path = dir.join(&entry.name);
-            let Some(stat) = spool.volume.stat(&path)? else {
-                continue;
-            };
-            if now
-                .duration_since(stat.modified)
-                .is_ok_and(|age| age > STALE_ASIDE)
-            {
+            let stat = spool.volume.stat(&path)?;
+            let age = stat.and_then(|stat| now.duration_since(stat.modified).ok());
+            if age.is_some_and(|age| age > STALE_ASIDE) {
                 spool.volume.remove_file(&path)?;
             }
-        }
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use nix::errno::Errno;
-use queue::job::JobState;
+use queue::job::{JobState, Record};
 
 use crate::invariants::{Picture, Verdict};
 use crate::model::{Disk, Fault, Process};
@@ -108,21 +108,19 @@ fn outlive(what: &str, scene: &Scene, disk: &Disk, tally: &mut Tally) {
     }
 }
 
-/// What was told as the end before the crash is the end after it.
+/// What was told as the end before the crash is the end after it, unless another job superseded it.
 fn same_ends(scene: &Scene, before: &Picture, end: &Picture) -> Verdict {
-    let ended = |picture: &Picture| -> Result<Vec<_>, String> {
-        let told = picture.records()?.into_iter();
-        Ok(told.map(|record| (record.job_id, record.state)).collect())
-    };
     if !end.has_submissions(scene) {
         return Err("what was submitted is gone".to_owned());
     }
-    let (before, end) = (ended(before)?, ended(end)?);
-    for told in before
-        .iter()
-        .filter(|(_, state)| state.is_final() && *state != JobState::Failed)
-    {
-        if !end.contains(told) {
+    let end = end.records()?;
+    for told in before.records()? {
+        let is_it = |record: &&Record| {
+            record.job_id == told.job_id
+                && (record.state == told.state || record.superseded_by.is_some())
+        };
+        let ended = told.state.is_final() && told.state != JobState::Failed;
+        if ended && !end.iter().any(|record| is_it(&record)) {
             return Err(format!("{told:?} was told, and then {end:?}"));
         }
     }

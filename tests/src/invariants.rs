@@ -203,6 +203,11 @@ impl Picture {
     fn check_whole(&self, published: &Published) -> Verdict {
         let mut disks = 0;
         for (path, text) in self.children(&published.directory) {
+            let name = path.file_name().unwrap().to_string_lossy();
+            let known = name == "metadata.json" || name == "domain.xml";
+            ensure(known || name.ends_with(".qcow2"), || {
+                format!("{} is published", path.display())
+            })?;
             if path
                 .extension()
                 .is_some_and(|extension| extension == "qcow2")
@@ -300,6 +305,10 @@ impl Picture {
             ensure(area(path) != "queue" || known, || {
                 format!("{} waits for ever", path.display())
             })?;
+        }
+        for gone in scene.gone {
+            let path = Path::new(gone);
+            ensure(!self.tree.contains_key(path), || format!("{gone} stays"))?;
         }
         let records = self.records()?;
         for record in &records {

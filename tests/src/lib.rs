@@ -1,6 +1,7 @@
 //! What the whole-program tests share.
 pub mod daemon;
 pub mod deflate;
+pub mod engine;
 pub mod enumerate;
 pub mod images;
 pub mod invariants;

@@ -1,8 +1,8 @@
 //! A scene: what lies in a queue on the model disk, and a converter in miniature that works it off.
 //!
 //! The converter makes the same calls of the spool as the daemon's worker, with texts for disks:
-//! the result of `x` is `qcow2 of x`, and a source that says `bad` or `busy` fails. It never looks
-//! at anything but the queue's own files.
+//! the result of `x` is `qcow2 of x`, a source that says `bad` or `busy` fails, and one that says
+//! `long` has a journal. It never looks at anything but the queue's own files.
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use queue::instance::config::Retry;
 use queue::instance::{Archive, Directories, OnConflict};
 use queue::job::{JobId, JobState, Priority, Request, VmName};
 use queue::recover;
-use queue::spool::{Drop, DropKind, Hold, Job, Policy, Product, Spool};
+use queue::spool::{Begun, Drop, DropKind, Hold, Job, Policy, Product, Spool};
 use serde_json::json;
 
 use crate::model::{Disk, Process};
@@ -47,6 +47,8 @@ pub struct Scene {
     pub act: Act,
     /// What must be there all the time.
     pub keeps: Option<&'static str>,
+    /// What must be there no more at the end.
+    pub gone: &'static [&'static str],
 }
 
 pub fn directories() -> Directories {
@@ -76,6 +78,7 @@ impl Scene {
             before: |_, _| {},
             act: |scene, process| scene.drive(process),
             keeps: None,
+            gone: &[],
         }
     }
 
@@ -253,7 +256,7 @@ impl Scene {
         let Hold::Job(mut job) = spool.hold(id)? else {
             return Err(lost());
         };
-        if !job.begin()? {
+        if job.begin()? != Begun::Yes {
             return Err(lost());
         }
         Ok((spool, *job))
@@ -282,7 +285,7 @@ fn note<T>(process: &Process, result: Result<T>) -> Option<T> {
 }
 
 /// The worker: `true` if it got anywhere, `false` if the job has to wait for a file.
-fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
+pub fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
     let owner = text_of(process, &job.owner_path())?;
     for wanted in owner
         .split_whitespace()
@@ -292,16 +295,23 @@ fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
             return Ok(false);
         }
     }
-    if !job.begin()? {
-        return Ok(true);
+    match job.begin()? {
+        Begun::Yes => {}
+        Begun::NameTaken => return Ok(true),
+        Begun::Superseded(later) => return job.supersede(later).map(|_| true),
     }
     let names = owner
         .split_whitespace()
         .filter_map(|word| word.strip_prefix("name="));
     for name in names.map(VmName::new) {
         let name = name?;
-        if name != job.memory.vm_name && !job.rename_vm(name)? {
-            return job.release().map(|()| true);
+        if name == job.memory.vm_name {
+            continue;
+        }
+        match job.rename_vm(name)? {
+            Begun::Yes => {}
+            Begun::NameTaken => return job.release().map(|()| true),
+            Begun::Superseded(later) => return job.supersede(later).map(|_| true),
         }
     }
     let result = convert(process, &job, &owner);
@@ -356,19 +366,65 @@ pub fn convert(process: &Process, job: &Job, owner: &str) -> Result<Product> {
         return Err(Error::io("write", &job.staging_dir(), Errno::ENOSPC.into()));
     }
     job.check_conflict("qcow2")?;
+    if says("long") {
+        go_half_way(process, job, owner)?;
+    }
+    if says("flaky-once") && job.memory.retries == 0 {
+        return Err(Error::io("read", &job.source_dir(), Errno::EIO.into()));
+    }
     let vm = &job.memory.vm_name;
     let file = format!("{vm}.qcow2");
-    process.write(
-        &job.staging_dir().join(&file),
-        result_text(owner).as_bytes(),
-    )?;
-    process.write(&job.staging_dir().join("domain.xml"), b"<domain/>")?;
+    let staging = job.staging_dir();
+    // What an earlier attempt left, if it had a journal.
+    for left in ["domain.xml", &file] {
+        process.remove_file(&staging.join(left))?;
+    }
+    process.write(&staging.join(&file), result_text(owner).as_bytes())?;
+    process.write(&staging.join("domain.xml"), b"<domain/>")?;
+    let half = staging.join("half");
+    if process.stat(&half)?.is_some() {
+        process.sync(&staging.join(&file))?;
+        process.sync(&staging)?;
+        process.remove_file(&half)?;
+    }
     let metadata = json!({"of": owner});
     Ok(Product {
         file,
         format: "qcow2".to_owned(),
         metadata,
     })
+}
+
+/// The first half of a long conversion, unless an earlier attempt did it: first what was made
+/// durably, then the journal that speaks of it.
+pub fn go_half_way(process: &Process, job: &Job, owner: &str) -> Result<()> {
+    let (staging, journals) = (job.staging_dir(), job.journal_dir());
+    let (half, journal) = (staging.join("half"), journals.join("half.journal"));
+    let text = format!("half of {owner}");
+    let above = staging.parent().expect("staging lies in the output");
+    if process.read(&journal, 1 << 20)?.as_deref() == Some(text.as_bytes()) {
+        let kept = process.read(&half, 1 << 20)?;
+        let result = staging.join(format!("{}.qcow2", job.memory.vm_name));
+        if kept.as_deref() == Some(text.as_bytes()) || process.stat(&result)?.is_some() {
+            return Ok(());
+        }
+        let what = "the journal speaks of what is not there";
+        return Err(Error::new(ErrorKind::Internal, what));
+    }
+    for stale in [&journal, &half] {
+        process.remove_file(stale)?;
+    }
+    process.write(&half, text.as_bytes())?;
+    process.sync(&half)?;
+    process.sync(&staging)?;
+    process.sync(above)?;
+    if process.stat(&journals)?.is_none() {
+        process.create_dir(&journals, 0o755)?;
+    }
+    process.write(&journal, text.as_bytes())?;
+    process.sync(&journal)?;
+    process.sync(&journals)?;
+    process.sync(above)
 }
 
 /// What the converter makes of a source's text.

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use hyper2kvm_tests::enumerate::{enumerate, strike_repeatedly};
 use hyper2kvm_tests::model::Process;
-use hyper2kvm_tests::scene::{Dropped, Scene, directories, disk, dropped};
+use hyper2kvm_tests::scene::{self, Dropped, Scene, directories, disk, dropped, go_half_way};
 use queue::durable::Volume;
+use queue::error::Error;
 use queue::instance::{Archive, OnConflict};
 use queue::job::JobState::{self, Cancelled, Completed, Failed};
 use queue::job::{Priority, Request};
-use queue::spool::{DropKind, Hold, request, submit};
+use queue::spool::{DropKind, Hold, Job, request, submit};
 
 const DONE: &[JobState] = &[Completed];
 
@@ -85,12 +86,47 @@ fn a_manifest_whose_disk_came_before() {
         DONE,
     );
     run("disk waiting", vec![bare.clone(), owner.clone()], |_| {});
-    run("disk archived", vec![owner], |scene| {
+    run("disk archived", vec![owner.clone()], |scene| {
+        scene.before = |_, process| convert_alone(process);
+        scene.gone = &["/o/a", "/o/a.qcow2"];
+    });
+    run("disk archived, result changed", vec![owner], |scene| {
         scene.before = |_, process| {
-            let alone = Scene::new(vec![disk("a.vmdk", "", DONE)]);
-            alone.deliver(process, &alone.drops[0]);
-            alone.drive(process).unwrap();
+            convert_alone(process);
+            let snapshot = Path::new("/o/a/a.snapshot");
+            process.write(snapshot, b"mine").unwrap();
         };
+        scene.keeps = Some("/o/a/a.snapshot");
+    });
+}
+
+fn convert_alone(process: &Process) {
+    let alone = Scene::new(vec![disk("a.vmdk", "", DONE)]);
+    alone.deliver(process, &alone.drops[0]);
+    alone.drive(process).unwrap();
+}
+
+/// The first waited for something while the second came and was published.
+#[test]
+fn an_older_job_whose_name_a_later_one_has_published() {
+    let drops = vec![
+        disk("vm1.vmdk", "", &[Cancelled]),
+        disk("vm1.img", "", DONE),
+    ];
+    run("superseded", drops, |scene| {
+        scene.before = |scene, process| {
+            let spool = scene.open(process).unwrap();
+            let mut claimed = Vec::new();
+            for dropped in &scene.drops {
+                scene.deliver(process, dropped);
+                claimed.push(spool.claim(&dropped.drop).unwrap().unwrap());
+            }
+            let Hold::Job(later) = spool.hold(claimed[1]).unwrap() else {
+                panic!("nobody else is there");
+            };
+            assert!(scene::work(process, &spool, *later).unwrap());
+        };
+        scene.keeps = Some("/o/vm1.qcow2");
     });
 }
 
@@ -192,9 +228,11 @@ fn something_in_the_way() {
 
 #[test]
 fn two_drops_of_one_name() {
+    // The one that was claimed first may be held up until the other is published.
+    let ends = &[Completed, Cancelled];
     run(
         "one name",
-        vec![disk("vm1.vmdk", "", DONE), disk("vm1.img", "", DONE)],
+        vec![disk("vm1.vmdk", "", ends), disk("vm1.img", "", ends)],
         |_| {},
     );
 }
@@ -272,6 +310,65 @@ fn a_released_job() {
     run("release", vec![disk("vm1.vmdk", "", DONE)], |scene| {
         scene.act = |scene, process| scene.begin_first(process)?.1.release();
     });
+}
+
+/// A worker that notes how far it is: what is staged is kept exactly as long as its journal is.
+#[test]
+fn a_long_job() {
+    run("long", vec![disk("vm1.vmdk", "long", DONE)], |_| {});
+    let failing = [("flaky", "long flaky-once"), ("full", "long busy-once")];
+    for (name, says) in failing {
+        run(name, vec![disk("vm1.vmdk", says, DONE)], |_| {});
+    }
+    run(
+        "long over an earlier result",
+        vec![disk("vm1.vmdk", "long", DONE)],
+        |scene| {
+            scene.before = earlier_result;
+            scene.keeps = Some("/o/vm1");
+        },
+    );
+    run(
+        "long, without exchange",
+        vec![disk("vm1.vmdk", "long", DONE)],
+        |scene| {
+            scene.before = earlier_result;
+            scene.can_exchange = false;
+        },
+    );
+}
+
+/// Half of it is done when the daemon stops, or when somebody does not want it any more.
+#[test]
+fn a_long_job_is_interrupted() {
+    fn half(scene: &Scene, process: &Process) -> Result<Job, Error> {
+        let (_, job) = scene.begin_first(process)?;
+        let owner = &scene.drops[0].files[0].1;
+        go_half_way(process, &job, owner)?;
+        Ok(job)
+    }
+    run(
+        "long, released",
+        vec![disk("vm1.vmdk", "long", DONE)],
+        |scene| {
+            scene.act = |scene, process| half(scene, process)?.release();
+        },
+    );
+    let ends = [Cancelled, Completed];
+    run(
+        "long, cancelled",
+        vec![disk("vm1.vmdk", "long", &ends)],
+        |scene| {
+            scene.act = |scene, process| half(scene, process)?.cancel().map(|_| ());
+        },
+    );
+    run(
+        "long, abandoned",
+        vec![disk("vm1.vmdk", "long", DONE)],
+        |scene| {
+            scene.act = |scene, process| half(scene, process).map(|_| ());
+        },
+    );
 }
 
 /// A retry is asked for when the disk that the job lacked has come.

@@ -5,21 +5,12 @@ use std::path::{Path, PathBuf};
 use converter::convert::{self, DiskReport, Plan};
 use converter::disk::Unobserved;
 use converter::error::ErrorKind;
-use converter::source::{self, Appliance};
+use hyper2kvm_tests::engine::{copy, fails, open};
 use hyper2kvm_tests::images;
 use queue::instance::config::{Compress, OutFormat};
-use queue::roots::Roots;
-
-fn open(owner: &Path) -> converter::error::Result<Appliance> {
-    let roots = Roots::open(owner.parent().unwrap(), &[]).unwrap();
-    source::open(&roots, owner, true)
-}
 
 fn copy_with(owner: &Path, target: &Path, plan: &Plan) -> DiskReport {
-    let appliance = open(owner).unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
-    let disk = appliance.disks.first().unwrap();
-    convert::copy(disk, target, plan, &Unobserved)
-        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()))
+    copy(owner, target, plan).unwrap_or_else(|error| fails(&error))
 }
 
 fn plan(threads: usize) -> Plan {

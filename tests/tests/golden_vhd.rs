@@ -3,23 +3,13 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use converter::convert::{self, Plan};
-use converter::disk::Unobserved;
-use converter::source::{self, SourceDisk};
+use converter::convert::Plan;
+use hyper2kvm_tests::engine::{copy, fails, first_disk};
 use hyper2kvm_tests::images::{self, qemu_img, text};
-use queue::roots::Roots;
-
-fn open(owner: &Path) -> SourceDisk {
-    let roots = Roots::open(owner.parent().unwrap(), &[]).unwrap();
-    let appliance = source::open(&roots, owner, true)
-        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
-    appliance.disks.into_iter().next().unwrap()
-}
 
 /// Converts `owner` and returns the content digest.
 fn converts(owner: &Path, target: &Path) -> String {
-    let report = convert::copy(&open(owner), target, &Plan::default(), &Unobserved)
-        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
+    let report = copy(owner, target, &Plan::default()).unwrap_or_else(|error| fails(&error));
     report.digest.unwrap()
 }
 
@@ -58,7 +48,7 @@ fn every_form(
     for (number, (options, kind, keeps_size)) in forms.iter().enumerate() {
         let path = dir.path().join(format!("{number}.{extension}"));
         write(&raw, container, options, &path);
-        assert_eq!(open(&path).format, format!("{extension} ({kind})"));
+        assert_eq!(first_disk(&path).format, format!("{extension} ({kind})"));
         let target = dir.path().join(format!("{number}.qcow2"));
         let found = converts(&path, &target);
         same(container, &path, &target);

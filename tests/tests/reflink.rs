@@ -5,23 +5,17 @@ use std::path::Path;
 use std::process::Command;
 
 use converter::convert::{self, DiskReport, Plan};
-use converter::disk::Unobserved;
-use converter::source;
+use hyper2kvm_tests::engine;
 use hyper2kvm_tests::images;
 use hyper2kvm_tests::mount::Mount;
 use hyper2kvm_tests::programs::program;
 use queue::instance::config::{Compress, Digest, OutFormat};
-use queue::roots::Roots;
 
 const FILE_SYSTEMS: [&str; 2] = ["xfs", "btrfs"];
 const SIZE_BYTES: u64 = 1 << 30;
 
 fn copy(owner: &Path, target: &Path, plan: &Plan) -> DiskReport {
-    let roots = Roots::open(owner.parent().unwrap(), &[]).unwrap();
-    let appliance = source::open(&roots, owner, true)
-        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
-    convert::copy(&appliance.disks[0], target, plan, &Unobserved)
-        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()))
+    engine::copy(owner, target, plan).unwrap_or_else(|error| engine::fails(&error))
 }
 
 fn plan(digest: Digest) -> Plan {

@@ -162,7 +162,43 @@ fn an_ovf_long_after_its_disk() {
     fs::write(top.join("db.ovf"), ovf).unwrap();
     site.deliver(&top.join("db.ovf"), "db.ovf");
     expect_done(&site, &mut daemon, "db", &[("db.qcow2", &raw)]);
-    assert!(site.link("db-disk1").exists(), "the earlier result stays");
+    assert!(!site.link("db-disk1").exists() && !site.directories.output.join("db-disk1").exists());
+    let records = site.records();
+    let [alone, owner] = ["db-disk1", "db"].map(|vm| {
+        let told = records.iter().find(|record| record.vm_name == vm);
+        told.unwrap()
+    });
+    assert_eq!(alone.state, JobState::Cancelled);
+    assert_eq!(alone.superseded_by, Some(owner.job_id));
+    daemon.stop();
+}
+
+/// A disk that looks like one of several lies still for long before its owner comes.
+#[test]
+fn a_disk_that_looks_like_one_of_several_waits_for_its_owner() {
+    let site = Site::new(CONFIG);
+    let top = site.top.path();
+    let raw = images::raw_disk(
+        &top.join("a.raw"),
+        2 << 20,
+        &[(0, &images::noise(4, 99_999))],
+    );
+    let made = images::vmdk(&raw, "streamOptimized", &top.join("made"));
+    let mut daemon = site.start();
+    fs::copy(&made, site.directories.queue.join("db-disk1.vmdk")).unwrap();
+    // Each of these settles, and so has the disk twice over.
+    for vm in ["one", "two"] {
+        fs::copy(&made, site.directories.queue.join(format!("{vm}.vmdk"))).unwrap();
+        expect_done(&site, &mut daemon, vm, &[]);
+    }
+    let ovf = images::ovf(&[("db-disk1.vmdk", 2 << 20)]).replace("web-01", "db");
+    fs::write(site.directories.queue.join("db.ovf"), ovf).unwrap();
+    expect_done(&site, &mut daemon, "db", &[("db.qcow2", &raw)]);
+    assert_eq!(site.records().len(), 3, "the disk was no job of its own");
+    // Without an owner it is converted after all.
+    fs::copy(&made, site.directories.queue.join("lone-disk1.vmdk")).unwrap();
+    let result = [("lone-disk1.qcow2", &*raw)];
+    expect_done(&site, &mut daemon, "lone-disk1", &result);
     daemon.stop();
 }
 

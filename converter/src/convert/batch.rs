@@ -15,8 +15,23 @@ pub(super) struct Batch {
     pub pieces: Vec<Extent>,
 }
 
+impl Batch {
+    /// Everything of the guest before it is in this batch or in an earlier one.
+    pub fn end(&self) -> GuestOffset {
+        GuestOffset(self.start.0.saturating_add(BATCH_BYTES))
+    }
+
+    /// Guest bytes that are stored.
+    pub fn stored_bytes(&self) -> u64 {
+        let lengths = self.pieces.iter().map(|piece| piece.length_bytes);
+        lengths.fold(0, u64::saturating_add)
+    }
+}
+
 pub(super) struct Batches<'a> {
     extents: Extents<'a>,
+    /// What lies before was done earlier: the end of a batch, or 0.
+    from: GuestOffset,
     /// What the last batch left of an extent that reaches beyond it.
     rest: Option<Extent>,
     next_index: u64,
@@ -25,9 +40,10 @@ pub(super) struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    pub fn new(extents: Extents<'a>) -> Self {
+    pub fn new(extents: Extents<'a>, from: GuestOffset) -> Self {
         Self {
             extents,
+            from,
             rest: None,
             next_index: 0,
             hole_bytes: 0,
@@ -41,6 +57,14 @@ impl<'a> Batches<'a> {
         }
     }
 
+    /// The part of `extent` that is still to be done.
+    fn not_done(&self, extent: Extent) -> Option<Extent> {
+        if extent.start >= self.from {
+            return Some(extent);
+        }
+        split(extent, self.from.0).1
+    }
+
     pub fn next(&mut self) -> Result<Option<Batch>> {
         let mut batch: Option<Batch> = None;
         while let Some(extent) = self.next_extent()? {
@@ -48,6 +72,9 @@ impl<'a> Batches<'a> {
                 self.hole_bytes = self.hole_bytes.saturating_add(extent.length_bytes);
                 continue;
             }
+            let Some(extent) = self.not_done(extent) else {
+                continue;
+            };
             let start = extent.start.0 - extent.start.0 % BATCH_BYTES;
             let open = batch.get_or_insert_with(|| Batch {
                 index: self.next_index,
@@ -127,7 +154,7 @@ mod tests {
             extent(2 * BATCH_BYTES + 512, 1 << 40, Stored::Zero),
             extent((1 << 40) + 2 * BATCH_BYTES + 512, 512, plain(0)),
         ];
-        let mut batches = Batches::new(Box::new(extents.into_iter()));
+        let mut batches = Batches::new(Box::new(extents.into_iter()), GuestOffset(0));
         let mut seen = Vec::new();
         while let Some(batch) = batches.next().unwrap() {
             assert_eq!(batch.index as usize, seen.len());
@@ -148,5 +175,34 @@ mod tests {
             ]
         );
         assert_eq!(batches.hole_bytes, 512 + (1 << 40));
+    }
+
+    #[test]
+    fn goes_on_at_the_end_of_any_batch() {
+        let extents = || {
+            let extents = vec![
+                extent(0, 512, Stored::Hole),
+                extent(512, 3 * BATCH_BYTES, plain(7)),
+                extent(3 * BATCH_BYTES + 512, BATCH_BYTES, Stored::Zero),
+                extent(4 * BATCH_BYTES + 512, 512, plain(0)),
+            ];
+            Box::new(extents.into_iter())
+        };
+        let all = |from| {
+            let mut batches = Batches::new(extents(), from);
+            let mut seen = Vec::new();
+            while let Some(batch) = batches.next().unwrap() {
+                assert_eq!(batch.index as usize, seen.len());
+                seen.push((batch.start, batch.end(), batch.pieces));
+            }
+            (seen, batches.hole_bytes)
+        };
+        let (whole, hole_bytes) = all(GuestOffset(0));
+        assert_eq!(whole.len(), 5);
+        for (index, (_, end, _)) in whole.iter().enumerate() {
+            let (rest, holes) = all(*end);
+            assert_eq!(rest, whole[index + 1..]);
+            assert_eq!(holes, hole_bytes);
+        }
     }
 }

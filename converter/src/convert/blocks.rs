@@ -6,6 +6,7 @@ use libdeflater::CompressionLvl;
 
 use super::batch::Batch;
 use super::fill::Buffer;
+use super::journal::Record;
 use super::target::Packing;
 use crate::disk::{BLOCK_BYTES, BlockHash, hash_block, is_zero};
 use crate::error::{Error, ErrorKind, Result};
@@ -24,6 +25,18 @@ pub(super) struct Block {
     pub packed: Option<Range<usize>>,
     /// The stream came with the source.
     pub is_transplant: bool,
+}
+
+impl Block {
+    pub fn record(&self) -> Record {
+        Record {
+            index: self.index,
+            // Shorter than a block.
+            packed_bytes: self.packed.as_ref().map_or(0, |range| range.len() as u32),
+            is_transplant: self.is_transplant,
+            hash: self.hash,
+        }
+    }
 }
 
 /// One thread's compressor.

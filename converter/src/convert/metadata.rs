@@ -10,6 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Metadata {
     /// Absent for a conversion outside the queue.
     pub job_id: Option<JobId>,
+    /// How often a worker began it; see each disk's `resumed_bytes`.
+    #[serde(default)]
+    pub attempts: u32,
     pub vm_name: String,
     pub source: Origin,
     pub machine: Machine,
@@ -52,6 +55,9 @@ pub struct Disk {
     /// Bytes that the file shared with the source when it was written, by reflink.
     #[serde(default)]
     pub shared_bytes: u64,
+    /// Source bytes that an earlier, interrupted attempt had read and that were not read again.
+    #[serde(default)]
+    pub resumed_bytes: u64,
     /// Content digest, `blake3:<hex>`; absent if not all data was read.
     pub digest: Option<String>,
     /// The file beside this one, e.g. `web-01-disk2.qcow2`.
@@ -118,6 +124,7 @@ mod tests {
     fn survives_its_text() {
         let metadata = Metadata {
             job_id: Some(JobId::new()),
+            attempts: 2,
             vm_name: "web-01".to_owned(),
             source: Origin {
                 provider: Some("local".to_owned()),
@@ -134,6 +141,7 @@ mod tests {
                 grains_transplanted: 16,
                 clusters_encoded: 1,
                 shared_bytes: 0,
+                resumed_bytes: 512,
                 digest: Some("blake3:00".to_owned()),
                 file: "web-01.qcow2".to_owned(),
             }],

@@ -1,12 +1,17 @@
 //! Converts one disk: the only room that knows both the sources and the targets.
 //!
 //! Creates the target itself and never overwrites; never renames, links or fsyncs.
+mod account;
 mod batch;
 mod blocks;
 mod fill;
+mod journal;
+mod keeper;
 pub mod metadata;
 mod output;
 mod pipeline;
+mod progress;
+mod resume;
 mod sharing;
 mod target;
 #[cfg(test)]
@@ -18,7 +23,12 @@ use std::fs::File;
 use std::path::Path;
 
 use queue::instance::config::{Compress, Digest, OutFormat};
+use serde::{Deserialize, Serialize};
 
+pub use self::resume::Resume;
+
+use self::pipeline::Outcome;
+use self::resume::{Begun, Start};
 use crate::disk::{BLOCK_BYTES, Observer, Stored, Unobserved, Window, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::qcow2::{self, Qcow2Image};
@@ -52,7 +62,7 @@ impl Default for Plan {
 }
 
 /// What a finished copy was.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskReport {
     pub virtual_size_bytes: u64,
     pub source_bytes: u64,
@@ -72,6 +82,8 @@ pub struct DiskReport {
     pub grains_transplanted: u64,
     /// Blocks that were compressed here; of both, the rest stands as it is.
     pub clusters_encoded: u64,
+    /// Source bytes that an earlier attempt had read, and that were not read again.
+    pub resumed_bytes: u64,
 }
 
 /// Copies `disk` into a new file at `target`, which must not exist; all of it or an error.
@@ -85,13 +97,60 @@ pub fn copy(
     observer: &dyn Observer,
 ) -> Result<DiskReport> {
     let target = target::create(target, disk.capacity_bytes, plan)?;
-    let outcome = pipeline::run(disk, Some(target), plan.threads, observer)?;
+    let start = pipeline::Start::afresh(disk);
+    let outcome = pipeline::run(disk, Some(target), start, plan.threads, observer)?;
+    Ok(report(disk, outcome, 0))
+}
+
+/// As `copy`, but goes on where an attempt was that was interrupted, if `target` is one's and
+/// everything is as it was then. A target of anybody else is removed.
+pub fn copy_on(
+    disk: &SourceDisk,
+    target: &Path,
+    plan: &Plan,
+    resume: &Resume<'_>,
+    observer: &dyn Observer,
+) -> Result<DiskReport> {
+    let begun = match resume::start(disk, target, plan, resume, observer)? {
+        Start::Done(report) => return Ok(report),
+        Start::At(begun) => *begun,
+    };
+    let Begun {
+        target,
+        account,
+        from,
+        keeper,
+    } = begun;
+    let start = pipeline::Start {
+        account,
+        from,
+        keeper: Some(&keeper),
+    };
+    let outcome = pipeline::run(disk, Some(target), start, plan.threads, observer);
+    let outcome = outcome.inspect_err(|error| {
+        let is_pause = match error.kind {
+            ErrorKind::Cancelled => observer.is_paused(),
+            ErrorKind::Io | ErrorKind::Timeout => true,
+            _ => false,
+        };
+        if is_pause && let Err(error) = keeper.pause() {
+            observer.tell(&format!("no last checkpoint: {}", error.to_line()));
+        }
+    })?;
+    let report = report(disk, outcome, from.read_bytes);
+    let text = serde_json::to_string(&report)
+        .map_err(|error| Error::new(ErrorKind::Internal, "write a report").with_source(error))?;
+    keeper.conclude(&text)?;
+    Ok(report)
+}
+
+fn report(disk: &SourceDisk, outcome: Outcome, resumed_bytes: u64) -> DiskReport {
     let data_bytes = outcome
         .blocks
         .all
         .saturating_mul(BLOCK_BYTES)
         .min(disk.capacity_bytes);
-    Ok(DiskReport {
+    DiskReport {
         virtual_size_bytes: disk.capacity_bytes,
         source_bytes: disk.source_bytes,
         output_bytes: outcome.output_bytes,
@@ -102,12 +161,14 @@ pub fn copy(
         hole_bytes: outcome.hole_bytes,
         grains_transplanted: outcome.blocks.transplanted,
         clusters_encoded: outcome.blocks.encoded,
-    })
+        resumed_bytes,
+    }
 }
 
 /// The content digest of a disk, its checksums verified, nothing written.
 pub fn digest(disk: &SourceDisk, threads: usize, observer: &dyn Observer) -> Result<String> {
-    let digest = pipeline::run(disk, None, threads, observer)?.digest;
+    let start = pipeline::Start::afresh(disk);
+    let digest = pipeline::run(disk, None, start, threads, observer)?.digest;
     digest.ok_or_else(|| Error::new(ErrorKind::Internal, "a disk was read without a digest"))
 }
 

@@ -7,13 +7,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use super::account::{Account, Tally};
 use super::batch::{Batch, Batches};
 use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
+use super::journal::Checkpoint;
+use super::keeper::{Flight, Keeper};
 use super::output::Output;
+use super::progress::Work;
 use super::sharing::Sharing;
 use super::target::{Packing, Target};
-use crate::disk::{BLOCK_BYTES, Checksum, ContentDigest, HostOffset, Image, Layout, Observer};
+use crate::disk::{BLOCK_BYTES, Checksum, GuestOffset, HostOffset, Image, Layout, Observer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::SourceDisk;
 
@@ -27,29 +31,11 @@ pub(super) struct Outcome {
     pub output_bytes: u64,
 }
 
-/// Blocks that are not all zeros.
-#[derive(Default, Clone, Copy)]
-pub(super) struct Tally {
-    pub all: u64,
-    /// Of these: with the source's stream, and with one that was made here.
-    pub transplanted: u64,
-    pub encoded: u64,
-}
-
-impl Tally {
-    fn count(&mut self, block: &Block) {
-        self.all += 1;
-        self.transplanted += u64::from(block.is_transplant);
-        self.encoded += u64::from(block.packed.is_some() && !block.is_transplant);
-    }
-}
-
 /// What is done in the batches' order.
 struct Turn {
     next: u64,
     layout: Option<Box<dyn Layout>>,
-    digest: ContentDigest,
-    blocks: Tally,
+    account: Account,
 }
 
 struct Shared<'a> {
@@ -63,30 +49,38 @@ struct Shared<'a> {
     sharing: Option<Sharing>,
     /// For a compressed target.
     packing: Option<Packing>,
+    keeper: Option<&'a Keeper<'a>>,
     work: Work<'a>,
 }
 
-/// Reports work done, never more in total than was announced.
-struct Work<'a> {
-    observer: &'a dyn Observer,
-    left_bytes: AtomicU64,
+/// Where the work begins, and who keeps account of how far it is.
+pub(super) struct Start<'a> {
+    pub account: Account,
+    pub from: Checkpoint,
+    pub keeper: Option<&'a Keeper<'a>>,
+}
+
+impl Start<'_> {
+    pub fn afresh(disk: &SourceDisk) -> Self {
+        Self {
+            account: Account::new(disk.capacity_bytes),
+            from: Checkpoint::default(),
+            keeper: None,
+        }
+    }
 }
 
 /// Reads the whole disk; writes it if there is a target. `threads` 0 is one per core.
 pub(super) fn run(
     disk: &SourceDisk,
     target: Option<Target>,
+    start: Start<'_>,
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
     let packing = target.as_ref().and_then(|target| target.packing);
     let image = disk.image.as_ref();
-    let sharing = match &target {
-        Some(target) if packing.is_none() => {
-            Sharing::find(image, &target.file, &target.path, target.always_digest)?
-        }
-        _ => None,
-    };
+    let sharing = find_sharing(image, target.as_ref())?;
     let (file, layout) = match target {
         Some(target) => (Some((target.file, target.path)), Some(target.layout)),
         None => (None, None),
@@ -102,37 +96,58 @@ pub(super) fn run(
     };
     let shared = Shared {
         image,
-        batches: Mutex::new(Batches::new(disk.image.extents())),
+        batches: Mutex::new(Batches::new(
+            disk.image.extents(),
+            GuestOffset(start.from.guest_bytes),
+        )),
         turn: Mutex::new(Turn {
             next: 0,
             layout,
-            digest: ContentDigest::new(disk.capacity_bytes),
-            blocks: Tally::default(),
+            account: start.account,
         }),
         turned: Condvar::new(),
         failed: AtomicBool::new(false),
         output,
         sharing,
         packing,
+        keeper: start.keeper,
         work: Work {
             observer,
             left_bytes: AtomicU64::new(disk.allocated_bytes),
         },
     };
+    shared.work.resume(start.from.read_bytes);
     thread::scope(|scope| {
-        let mut workers = Vec::with_capacity(threads + 1);
-        if !disk.checksums.is_empty() {
+        let keeping = start
+            .keeper
+            .map(|keeper| scope.spawn(|| shared.guarded(|| keeper.run())));
+        let mut workers = Vec::with_capacity(threads + 2);
+        if !disk.checksums.is_empty() && !start.from.is_verified {
             workers.push(scope.spawn(|| shared.guarded(|| shared.verify(&disk.checksums))));
         }
         for _ in 0..threads {
             workers.push(scope.spawn(|| shared.guarded(|| shared.work())));
         }
-        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        let mut results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        if let Some(keeper) = start.keeper {
+            keeper.end();
+        }
+        results.extend(keeping.map(|keeping| keeping.join()));
         results
             .into_iter()
             .try_for_each(|result| result.unwrap_or_else(|_| Err(panicked())))
     })?;
     shared.finish()
+}
+
+/// A compressed target shares nothing.
+fn find_sharing(image: &dyn Image, target: Option<&Target>) -> Result<Option<Sharing>> {
+    match target {
+        Some(target) if target.packing.is_none() => {
+            Sharing::find(image, &target.file, &target.path, target.always_digest)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// One per core; two if some of them wait for the disk.
@@ -182,7 +197,7 @@ impl Shared<'_> {
                 blocks::find(&mut buffer, &batch, packer.as_mut(), &mut blocks);
                 read_bytes
             };
-            let Some(places) = self.take_turn(&batch, &blocks)? else {
+            let Some(places) = self.take_turn(&batch, &blocks, read_bytes)? else {
                 return Ok(());
             };
             if !self.share(&batch, &blocks, &places)? {
@@ -190,6 +205,9 @@ impl Shared<'_> {
                     buffer.fill(self.image, &batch)?;
                 }
                 self.write(&mut buffer, &batch, &blocks, &places)?;
+            }
+            if let Some(keeper) = self.keeper {
+                keeper.written(batch.index);
             }
             self.work.advance(read_bytes);
         }
@@ -209,7 +227,12 @@ impl Shared<'_> {
 
     /// Waits until all earlier batches are placed, then places this one's blocks. `None`: another
     /// thread failed.
-    fn take_turn(&self, batch: &Batch, blocks: &[Block]) -> Result<Option<Vec<HostOffset>>> {
+    fn take_turn(
+        &self,
+        batch: &Batch,
+        blocks: &[Block],
+        read_bytes: u64,
+    ) -> Result<Option<Vec<HostOffset>>> {
         let failed = || self.failed.load(Ordering::Relaxed);
         let mut turn = self
             .turned
@@ -220,16 +243,26 @@ impl Shared<'_> {
         if failed() {
             return Ok(None);
         }
+        let Turn {
+            layout, account, ..
+        } = &mut *turn;
         let mut places = Vec::with_capacity(blocks.len());
+        let mut records = Vec::new();
         for block in blocks {
-            turn.digest.add(block.index, &block.hash);
-            turn.blocks.count(block);
-            if let Some(layout) = turn.layout.as_mut() {
-                places.push(match &block.packed {
-                    Some(range) => layout.place_packed(block.index, range.len() as u64)?,
-                    None => layout.place(block.index)?,
-                });
+            let record = block.record();
+            places.extend(account.place(&record, layout.as_deref_mut())?);
+            if self.keeper.is_some() {
+                records.extend(record.to_bytes());
             }
+        }
+        if let Some(keeper) = self.keeper {
+            keeper.placed(Flight {
+                records,
+                end_bytes: batch.end().0,
+                read_bytes,
+                work_bytes: batch.stored_bytes(),
+                is_written: false,
+            });
         }
         turn.next += 1;
         drop(turn);
@@ -319,14 +352,17 @@ impl Shared<'_> {
         };
         checksums
             .iter()
-            .try_for_each(|checksum| checksum.verify(&go_on))
+            .try_for_each(|checksum| checksum.verify(&go_on))?;
+        if let Some(keeper) = self.keeper.filter(|_| go_on()) {
+            keeper.verified();
+        }
+        Ok(())
     }
 
     fn finish(self) -> Result<Outcome> {
         // A cancellation that only the checksums' thread saw must not pass for success.
         self.go_on()?;
         let hole_bytes = lock(&self.batches).hole_bytes;
-        let is_unread = self.sharing.as_ref().is_some_and(Sharing::leaves_unread);
         let mut turn = lock(&self.turn);
         let output_bytes = match turn.layout.as_mut() {
             Some(layout) => layout.finish()?,
@@ -334,28 +370,12 @@ impl Shared<'_> {
         };
         self.work.advance(u64::MAX);
         Ok(Outcome {
-            digest: (!is_unread).then(|| turn.digest.finish()),
+            digest: turn.account.digest(),
             shared_bytes: self.sharing.as_ref().map_or(0, Sharing::shared_bytes),
-            blocks: turn.blocks,
+            blocks: turn.account.blocks,
             hole_bytes,
             output_bytes,
         })
-    }
-}
-
-impl Work<'_> {
-    fn advance(&self, bytes: u64) {
-        let mut done = 0;
-        // The closure always returns Some, so the update cannot fail.
-        let _ = self
-            .left_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                done = bytes.min(left);
-                Some(left - done)
-            });
-        if done > 0 {
-            self.observer.advance(done);
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Creates the target file and the layout that places blocks in it.
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +19,31 @@ pub(super) struct Target {
     pub packing: Option<Packing>,
     /// The digest is wanted even of data that need not be read.
     pub always_digest: bool,
+}
+
+impl Target {
+    pub(super) fn length_bytes(&self) -> Result<u64> {
+        let found = self.file.metadata();
+        let found = found.map_err(|error| Error::io("stat", &self.path, error))?;
+        Ok(found.len())
+    }
+
+    /// Cuts off what lies behind `length_bytes`.
+    pub(super) fn cut(&self, length_bytes: u64) -> Result<()> {
+        let cut = self.file.set_len(length_bytes);
+        cut.map_err(|error| Error::io("cut", &self.path, error))
+    }
+
+    /// Writes zeros over what an interrupted attempt may have left, less than a block.
+    pub(super) fn clear(&self, from_bytes: u64, to_bytes: u64) -> Result<()> {
+        let zeros = [0; BLOCK_BYTES as usize];
+        let length_bytes = to_bytes.saturating_sub(from_bytes) as usize;
+        let written = match zeros.get(..length_bytes) {
+            Some(zeros) => self.file.write_all_at(zeros, from_bytes),
+            None => Ok(()),
+        };
+        written.map_err(|error| Error::io("write", &self.path, error))
+    }
 }
 
 /// How blocks are compressed.
@@ -57,15 +82,29 @@ impl Packing {
 
 /// Creates `path` exclusively: an existing file or symbolic link is an error.
 pub(super) fn create(path: &Path, capacity_bytes: u64, plan: &Plan) -> Result<Target> {
+    let mut options = OpenOptions::new();
+    open(path, capacity_bytes, plan, options.create_new(true))
+}
+
+/// Opens what an interrupted attempt created; its layout begins anew.
+pub(super) fn reopen(path: &Path, capacity_bytes: u64, plan: &Plan) -> Result<Target> {
+    open(path, capacity_bytes, plan, &mut OpenOptions::new())
+}
+
+fn open(
+    path: &Path,
+    capacity_bytes: u64,
+    plan: &Plan,
+    options: &mut OpenOptions,
+) -> Result<Target> {
     let packing = Packing::of(plan);
     if packing.is_some() && plan.format == OutFormat::Raw {
         return Err(unsupported(path, "a compressed raw target")
             .with_remedy("set compress = \"none\", or out_format = \"qcow2\""));
     }
-    let file = OpenOptions::new()
+    let file = options
         .read(true)
         .write(true)
-        .create_new(true)
         .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_CLOEXEC)
         .open(path)
         .map_err(|error| Error::io("create", path, error))?;

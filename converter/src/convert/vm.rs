@@ -1,15 +1,16 @@
 //! Converts a whole VM into one directory: every disk, domain.xml, and what metadata.json says.
 //!
 //! All of it or an error; what a failed conversion left in the directory is the caller's to remove.
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use queue::instance::config::Libvirt;
+use queue::job::VmName;
 use queue::job::record::{DiskRecord, timestamp};
-use queue::job::{Machine, VmName};
 
 use super::metadata::{Converter, Disk, Guest, Metadata, Origin};
-use super::{DiskReport, Plan, copy, space_needed_bytes};
+use super::{DiskReport, Plan, Resume, copy, copy_on, space_needed_bytes};
 use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::libvirt::{Devices, DomainDisk, DomainSpec, domain_xml};
@@ -28,6 +29,8 @@ pub struct Order<'a> {
     pub result: &'a Path,
     pub origin: Origin,
     pub host: &'a str,
+    /// How an interrupted conversion goes on later; `None`: it starts over.
+    pub resume: Option<&'a Resume<'a>>,
 }
 
 /// A VM that was converted.
@@ -47,11 +50,13 @@ pub fn work_bytes(appliance: &Appliance) -> u64 {
 }
 
 /// Fails with `no_space` if the worst case of what will be written does not fit in `directory`.
+/// What an earlier attempt left there is not needed again.
 pub fn check_space(appliance: &Appliance, plan: &Plan, directory: &Path) -> Result<()> {
     let mut needed_bytes: u64 = 0;
     for disk in &appliance.disks {
         needed_bytes = needed_bytes.saturating_add(space_needed_bytes(disk, plan)?);
     }
+    let needed_bytes = needed_bytes.saturating_sub(held_bytes(directory)?);
     let free_bytes = queue::instance::free_bytes(directory)?;
     if needed_bytes <= free_bytes {
         return Ok(());
@@ -64,6 +69,32 @@ pub fn check_space(appliance: &Appliance, plan: &Plan, directory: &Path) -> Resu
         ),
     )
     .with_remedy("free space on the output file system, or point output_dir to a larger one"))
+}
+
+/// What the files in `directory` take of the file system.
+fn held_bytes(directory: &Path) -> Result<u64> {
+    let failed = |error| Error::io("read directory", directory, error);
+    let mut held_bytes: u64 = 0;
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let found = entry.and_then(|entry| entry.metadata()).map_err(failed)?;
+        if found.is_file() {
+            held_bytes = held_bytes.saturating_add(found.blocks().saturating_mul(512));
+        }
+    }
+    Ok(held_bytes)
+}
+
+/// Removes what an earlier attempt left that this one does not make: it had other names.
+fn remove_others(directory: &Path, names: &[String]) -> Result<()> {
+    let failed = |error| Error::io("read directory", directory, error);
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default();
+        if !names.iter().any(|known| name == known.as_str()) {
+            std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
+        }
+    }
+    Ok(())
 }
 
 /// Converts every disk of `appliance` and writes domain.xml; `on_disk` is told of each disk before
@@ -91,9 +122,16 @@ pub fn vm(
                 .with_remedy("choose another output.filename"),
         );
     }
+    if order.resume.is_some() {
+        remove_others(order.directory, &names)?;
+    }
     for (index, (disk, file)) in appliance.disks.iter().zip(names).enumerate() {
         on_disk(index + 1, disk);
-        let report = copy(disk, &order.directory.join(&file), order.plan, observer)?;
+        let target = order.directory.join(&file);
+        let report = match order.resume {
+            Some(resume) => copy_on(disk, &target, order.plan, resume, observer)?,
+            None => copy(disk, &target, order.plan, observer)?,
+        };
         notes.extend(unread(disk, &report));
         described.push(describe(disk, &file, &report));
         disks.push(record(disk, &file, &report));
@@ -101,10 +139,11 @@ pub fn vm(
     }
     notes.extend(appliance.machine.notes.iter().cloned());
     if order.libvirt.emit_domain_xml {
-        notes.extend(write_domain(&appliance.machine, order, &files)?);
+        notes.extend(write_domain(appliance, order, &files)?);
     }
     let metadata = Metadata {
         job_id: None,
+        attempts: 1,
         vm_name: order.name.to_string(),
         source: order.origin.clone(),
         machine: appliance.machine.clone(),
@@ -157,6 +196,7 @@ fn record(disk: &SourceDisk, file: &str, report: &DiskReport) -> DiskRecord {
         source_bytes: report.source_bytes,
         output_bytes: report.output_bytes,
         digest: report.digest.clone(),
+        resumed_bytes: report.resumed_bytes,
     }
 }
 
@@ -171,21 +211,24 @@ fn describe(disk: &SourceDisk, file: &str, report: &DiskReport) -> Disk {
         clusters_encoded: report.clusters_encoded,
         digest: report.digest.clone(),
         shared_bytes: report.shared_bytes,
+        resumed_bytes: report.resumed_bytes,
         file: file.to_owned(),
     }
 }
 
-fn write_domain(machine: &Machine, order: &Order<'_>, files: &[String]) -> Result<Vec<String>> {
+fn write_domain(appliance: &Appliance, order: &Order<'_>, files: &[String]) -> Result<Vec<String>> {
     let disks: Vec<DomainDisk> = files
         .iter()
-        .map(|file| DomainDisk {
+        .zip(&appliance.disks)
+        .map(|(file, disk)| DomainDisk {
             path: order.result.join(file),
             format: order.plan.format,
+            sector_bytes: disk.sector_bytes,
         })
         .collect();
     let domain = domain_xml(&DomainSpec {
         name: order.name,
-        machine,
+        machine: &appliance.machine,
         disks: &disks,
         devices: Devices::Compatible,
         settings: order.libvirt,

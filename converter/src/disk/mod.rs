@@ -5,12 +5,14 @@
 mod aligned;
 mod checksum;
 mod digest;
+mod layer;
 mod reflink;
 mod window;
 
 pub use aligned::{Aligned, PAGE_BYTES};
 pub use checksum::{Algorithm, Checksum};
 pub use digest::{BlockHash, ContentDigest, hash_block, is_zero};
+pub use layer::{Layer, brief};
 pub use reflink::is_known as is_reflink_known;
 pub use window::Window;
 
@@ -91,6 +93,16 @@ pub trait Image: Send + Sync {
     /// The iterator ends after its first error.
     fn extents(&self) -> Extents<'_>;
 
+    /// What the headers of the image and of those below it say, the topmost first.
+    fn layers(&self) -> Vec<Layer> {
+        Vec::new()
+    }
+
+    /// What the guest takes for a sector of this disk.
+    fn sector_bytes(&self) -> u64 {
+        SECTOR_BYTES
+    }
+
     /// Inflates a unit into `out` (`unpacked_bytes` long) from `stored`, which begins at the
     /// unit's offset and holds `limit_bytes` or ends with the file.
     fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked>;
@@ -115,11 +127,27 @@ pub trait Layout: Send {
 
 /// Is told of the work that is done, and says when to stop.
 pub trait Observer: Sync {
+    /// `bytes` more are to be done than was known before.
+    fn expect(&self, _bytes: u64) {}
+
     /// `bytes` more of the source's allocated bytes are done; 0 says that other work goes on.
     fn advance(&self, bytes: u64);
 
+    /// `bytes` of them were done by an earlier attempt: they count, but tell nothing of the speed.
+    fn resume(&self, bytes: u64) {
+        self.advance(bytes);
+    }
+
     /// Asked at least once per batch; true ends the work as `cancelled`.
     fn is_cancelled(&self) -> bool;
+
+    /// Whether that end is a pause: the work will be gone on with.
+    fn is_paused(&self) -> bool {
+        false
+    }
+
+    /// Something that whoever looks into the job's log should know.
+    fn tell(&self, _line: &str) {}
 }
 
 /// For those who do not look.
@@ -145,6 +173,7 @@ pub fn unsupported(path: &Path, what: impl std::fmt::Display) -> Error {
         ErrorKind::Unsupported,
         format!("{}: {what} is not supported", path.display()),
     )
+    .with_remedy("convert it to a raw image, a plain qcow2 or a sparse VMDK first")
 }
 
 /// Checks a capacity that a file claims, in bytes.

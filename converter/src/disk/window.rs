@@ -22,6 +22,8 @@ pub struct Window {
     base_bytes: u64,
     length_bytes: u64,
     allocated_bytes: u64,
+    /// The stamps of what a file without a name was made of.
+    origin: Option<Arc<str>>,
 }
 
 impl Window {
@@ -37,6 +39,7 @@ impl Window {
             base_bytes: 0,
             length_bytes,
             allocated_bytes: metadata.blocks().saturating_mul(512).min(length_bytes),
+            origin: None,
         })
     }
 
@@ -49,11 +52,45 @@ impl Window {
             base_bytes: self.base_bytes.saturating_add(offset_bytes),
             length_bytes,
             allocated_bytes: length_bytes.min(self.allocated_bytes),
+            origin: self.origin.clone(),
         })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The window on a file that was made of `files` alone: it is the same as long as they are.
+    pub fn made_of(mut self, files: &[Self]) -> Result<Self> {
+        let stamps: Vec<String> = files.iter().map(Self::stamp).collect::<Result<_>>()?;
+        self.origin = Some(stamps.join(" ").into());
+        Ok(self)
+    }
+
+    /// What changes when somebody changes the file, or puts another in its place: one line.
+    pub fn stamp(&self) -> Result<String> {
+        if let Some(origin) = &self.origin {
+            let (path, base_bytes) = (self.path.display(), self.base_bytes);
+            return Ok(format!(
+                "{path} {base_bytes}+{} of {origin}",
+                self.length_bytes
+            ));
+        }
+        let found = self.file.metadata();
+        let stat = found.map_err(|error| Error::io("stat", &self.path, error))?;
+        Ok(format!(
+            "{} {}+{} {}:{} {} {}.{:09} {}.{:09}",
+            self.path.display(),
+            self.base_bytes,
+            self.length_bytes,
+            stat.dev(),
+            stat.ino(),
+            stat.size(),
+            stat.mtime(),
+            stat.mtime_nsec(),
+            stat.ctime(),
+            stat.ctime_nsec(),
+        ))
     }
 
     pub fn length_bytes(&self) -> u64 {

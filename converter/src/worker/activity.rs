@@ -178,31 +178,57 @@ pub struct Reporter<'a> {
 struct Pen<'a> {
     job: &'a mut Job,
     saved: Instant,
+    /// The disk that is being worked on, from 1, and how many there are.
+    disk: (u32, u32),
+    /// Done by an earlier attempt.
+    resumed_bytes: u64,
     /// Moments and the bytes done by then, oldest first.
     window: VecDeque<(Instant, u64)>,
 }
 
 impl<'a> Reporter<'a> {
-    pub fn new(activity: &'a Activity, job: &'a mut Job, total_bytes: u64) -> Self {
+    pub fn new(activity: &'a Activity, job: &'a mut Job, total_bytes: u64, disks: usize) -> Self {
         activity.total_bytes.store(total_bytes, Ordering::Relaxed);
         activity.done_bytes.store(0, Ordering::Relaxed);
         let now = Instant::now();
-        let window = VecDeque::from([(now, 0)]);
-        // The first advance writes the record, so that pollers see the work begin.
-        let saved = now.checked_sub(RECORD_INTERVAL).unwrap_or(now);
+        let pen = Pen {
+            job,
+            // The first advance writes the record, so that pollers see the work begin.
+            saved: now.checked_sub(RECORD_INTERVAL).unwrap_or(now),
+            disk: (0, u32::try_from(disks).unwrap_or(u32::MAX)),
+            resumed_bytes: 0,
+            window: VecDeque::from([(now, 0)]),
+        };
         Self {
             activity,
-            pen: Mutex::new(Pen { job, saved, window }),
+            pen: Mutex::new(pen),
         }
     }
 
-    /// Adds a line to the job's log, in the journal and in the record.
-    pub fn say(&self, line: &str) {
-        super::log::say(lock(&self.pen).job, line);
+    /// The next disk is begun, counted from 1.
+    pub fn enter_disk(&self, number: usize) {
+        let done_bytes = self.activity.done_bytes.load(Ordering::Relaxed);
+        let mut pen = lock(&self.pen);
+        pen.disk.0 = u32::try_from(number).unwrap_or(u32::MAX);
+        self.save(&mut pen, done_bytes);
+    }
+
+    fn save(&self, pen: &mut Pen<'_>, done_bytes: u64) {
+        pen.saved = Instant::now();
+        let total_bytes = self.activity.total_bytes.load(Ordering::Relaxed);
+        pen.job.record.progress = pen.progress(done_bytes, total_bytes);
+        // Progress is a courtesy: a full disk is found out by the conversion itself.
+        let _ = pen.job.save_record(false);
     }
 }
 
 impl Observer for Reporter<'_> {
+    fn expect(&self, bytes: u64) {
+        self.activity
+            .total_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn advance(&self, bytes: u64) {
         let done_bytes = self.activity.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.activity.pulse.keep();
@@ -213,15 +239,27 @@ impl Observer for Reporter<'_> {
         if pen.saved.elapsed() < RECORD_INTERVAL {
             return;
         }
-        pen.saved = Instant::now();
-        let total_bytes = self.activity.total_bytes.load(Ordering::Relaxed);
-        pen.job.record.progress = pen.progress(done_bytes, total_bytes);
-        // Progress is a courtesy: a full disk is found out by the conversion itself.
-        let _ = pen.job.save_record(false);
+        self.save(&mut pen, done_bytes);
+    }
+
+    fn resume(&self, bytes: u64) {
+        let done_bytes = self.activity.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let mut pen = lock(&self.pen);
+        pen.resumed_bytes = pen.resumed_bytes.saturating_add(bytes);
+        pen.window = VecDeque::from([(Instant::now(), done_bytes)]);
+        self.save(&mut pen, done_bytes);
     }
 
     fn is_cancelled(&self) -> bool {
         self.activity.command() != Command::GoOn
+    }
+
+    fn is_paused(&self) -> bool {
+        self.activity.command() == Command::Stop
+    }
+
+    fn tell(&self, line: &str) {
+        super::log::say(lock(&self.pen).job, line);
     }
 }
 
@@ -248,6 +286,9 @@ impl Pen<'_> {
             percent: percent(done_bytes, total_bytes),
             rate_bytes_per_second: rate as u64,
             eta_seconds: (rate >= 1.0).then(|| (left / rate).ceil() as u64),
+            resumed_bytes: self.resumed_bytes,
+            disk: self.disk.0,
+            disks: self.disk.1,
         }
     }
 }

@@ -2,15 +2,20 @@
 //!
 //! A disk that still waits is taken out of its own job, which is then forgotten. One that was
 //! converted lately is taken out of the archive; the result of its own job stays.
-use std::time::Instant;
+use std::time::Duration;
 
+use queue::arrival::candidate::{self, Class};
 use queue::arrival::{ADOPTION_GRACE, Gathered};
-use queue::job::JobId;
+use queue::job::record::parse_timestamp;
+use queue::job::{JobId, JobState, Record, VmName};
 use queue::spool::{Hold, Job};
 
-use super::dispatch::{ADOPTION_ENTRIES, ADOPTION_WINDOW, Dispatcher};
+use super::dispatch::Dispatcher;
 use super::log::say;
 use crate::error::Result;
+
+/// How long a bare disk that was converted may turn out to belong to an owner that came later.
+const ADOPTION_WINDOW: Duration = Duration::from_secs(3600);
 
 impl Dispatcher {
     /// Brings a held job's files together: from the queue, from waiting jobs, from the archive.
@@ -56,21 +61,13 @@ impl Dispatcher {
             );
             return job.take_over(*other, name);
         }
-        self.bare_disks
-            .retain(|(time, _, _)| time.elapsed() < ADOPTION_WINDOW);
         // Whoever delivers a new disk under an old one's name begins with it meanwhile.
         if job.age() < ADOPTION_GRACE && !overdue {
             return Ok(false);
         }
-        let lately = self
-            .bare_disks
-            .iter()
-            .rev()
-            .find(|(_, known, _)| known == name);
-        let Some((_, _, other)) = lately else {
+        let Some(other) = self.converted_lately(name)? else {
             return Ok(false);
         };
-        let other = *other;
         if !job.take_archived(name, other)? {
             return Ok(false);
         }
@@ -78,20 +75,26 @@ impl Dispatcher {
             job,
             &format!("{name} belongs to this VM; {other} had converted it on its own"),
         );
-        self.bare_disks.retain(|(_, _, known)| *known != other);
         Ok(true)
     }
 
-    pub(super) fn remember_bare_disk(&mut self, id: JobId) {
-        let Ok(Some(record)) = self.spool.record(id) else {
-            return;
-        };
-        let named = queue::arrival::candidate::classify(&record.drop);
-        if named == Some(queue::arrival::candidate::Class::Disk) {
-            self.bare_disks.push_back((Instant::now(), record.drop, id));
-            if self.bare_disks.len() > ADOPTION_ENTRIES {
-                self.bare_disks.pop_front();
-            }
+    /// The job that lately converted the bare disk of this name. Its result tells, not this
+    /// process: another one may have made it.
+    fn converted_lately(&self, name: &str) -> Result<Option<JobId>> {
+        if candidate::classify(name) != Some(Class::Disk) {
+            return Ok(None);
         }
+        let vm_name = VmName::of_file(candidate::stem(name));
+        let Some(id) = self.spool.result_of("", &vm_name)? else {
+            return Ok(None);
+        };
+        let is_it = |record: &Record| {
+            let ended = record.finished_at.as_deref().and_then(parse_timestamp);
+            let age = ended.and_then(|time| time.elapsed().ok());
+            record.drop == name
+                && record.state == JobState::Completed
+                && age.is_some_and(|age| age < ADOPTION_WINDOW)
+        };
+        Ok(self.spool.record(id)?.filter(is_it).map(|_| id))
     }
 }

@@ -40,9 +40,6 @@ const POSTPONE: Duration = Duration::from_secs(1);
 /// The longest silence of a healthy dispatcher.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL_NETWORK: Duration = Duration::from_secs(2);
-/// How long a bare disk that was converted may turn out to belong to an owner that came later.
-pub(super) const ADOPTION_WINDOW: Duration = Duration::from_secs(3600);
-pub(super) const ADOPTION_ENTRIES: usize = 4096;
 
 pub struct Dispatcher {
     pub(super) spool: Spool,
@@ -51,8 +48,6 @@ pub struct Dispatcher {
     pub(super) board: Arc<Board>,
     pub(super) active: HashMap<JobId, Arc<Activity>>,
     pub(super) state: DaemonState,
-    /// Bare disks that were converted lately: when, under which name, by which job.
-    pub(super) bare_disks: VecDeque<(Instant, String, JobId)>,
     pub(super) instance: Instance,
     pub(super) settings: Arc<Settings>,
     pub(super) claimable: VecDeque<Arrival>,
@@ -90,7 +85,6 @@ impl Dispatcher {
             board,
             active: HashMap::new(),
             state: DaemonState::Running,
-            bare_disks: VecDeque::new(),
             instance,
             settings,
             claimable: VecDeque::new(),

@@ -134,7 +134,6 @@ impl Dispatcher {
                 bytes_in,
                 bytes_out,
             } => {
-                self.remember_bare_disk(id);
                 self.board.update(|shown| {
                     shown.totals.completed += 1;
                     shown.totals.bytes_in += bytes_in;

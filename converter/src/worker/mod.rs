@@ -38,7 +38,7 @@ use crate::convert::wishes;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Hints that may wait for the dispatcher.
-const UNREAD_MAX: usize = 1024;
+const UNREAD_MAX: usize = 256;
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Changes are shown at once, but not more often than this.
 const HEARTBEAT_FASTEST: Duration = Duration::from_millis(250);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use queue::durable::HostVolume;
 use queue::instance::{Config, Directories, Instance};
 use queue::job::{JobId, JobState};
-use queue::spool::{Hold, Policy, Spool};
+use queue::spool::{Begun, Hold, Policy, Spool};
 
 use super::activity::{Activity, Command};
 use super::board::Board;
@@ -180,7 +180,7 @@ fn an_old_disk_is_not_taken_for_the_new_one_of_its_name() {
         panic!("nobody else is there")
     };
     dispatcher.backlog.remove(old);
-    assert!(job.begin().unwrap());
+    assert_eq!(job.begin().unwrap(), Begun::Yes);
     let product = queue::spool::Product {
         file: "a.qcow2".to_owned(),
         format: "qcow2".to_owned(),

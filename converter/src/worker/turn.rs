@@ -2,18 +2,21 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use queue::durable::{HostVolume, Volume};
 use queue::instance::Config;
-use queue::job::{Phase, VmName};
+use queue::job::{JobId, Phase, VmName};
 use queue::recover::Waiting;
 use queue::roots::Roots;
-use queue::spool::{Fate, Job, Product};
+use queue::spool::{Begun, Fate, Job, Product};
 
 use super::activity::{Activity, Command, Reporter};
 use super::log;
+use crate::convert::Resume;
 use crate::convert::vm::{self, Converted, Order};
 use crate::convert::wishes::{self, Wishes};
+use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::{self, Appliance};
+use crate::source::{self, Appliance, Unpacker};
 
 /// Opening and measuring a source, however slow the file system.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(600);
@@ -51,21 +54,22 @@ pub enum Outcome {
 pub fn turn(mut job: Box<Job>, settings: &Settings, activity: &Activity) -> Outcome {
     activity.enter(job.memory.vm_name.as_str(), Phase::Verify, VERIFY_PATIENCE);
     match job.begin() {
-        Ok(true) => {}
-        Ok(false) => return NameTaken(Waiting::from(&*job)),
+        Ok(Begun::Yes) => {}
+        Ok(Begun::NameTaken) => return Outcome::NameTaken(Waiting::from(&*job)),
+        Ok(Begun::Superseded(later)) => return supersede(job, later),
         Err(error) => return end_badly(job, error, activity),
     }
-    use Outcome::NameTaken;
     let begun = Instant::now();
     let converted = match convert(&mut job, settings, activity) {
-        Ok(Some(converted)) => converted,
-        Ok(None) => {
+        Ok(Work::Done(converted)) => *converted,
+        Ok(Work::NameTaken) => {
             let waiting = Waiting::from(&*job);
             return match job.release() {
-                Ok(()) => NameTaken(waiting),
+                Ok(()) => Outcome::NameTaken(waiting),
                 Err(error) => Outcome::Trouble(error),
             };
         }
+        Ok(Work::Superseded(later)) => return supersede(job, later),
         Err(error) => return end_badly(job, error, activity),
     };
     let bytes_in = converted.disks.iter().map(|disk| disk.source_bytes).sum();
@@ -113,8 +117,28 @@ fn extension(file: &str) -> String {
         .to_owned()
 }
 
-/// `None`: the VM's real name is taken by another running job.
-fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Option<Converted>> {
+/// A later job has published the VM already: this one ends and says so.
+fn supersede(mut job: Box<Job>, later: JobId) -> Outcome {
+    log::say(
+        &mut job,
+        &format!("superseded: {later} came later and is published"),
+    );
+    match job.supersede(later) {
+        Ok(fate) => Outcome::Failed(fate),
+        Err(error) => Outcome::Trouble(error),
+    }
+}
+
+/// What a conversion came to.
+enum Work {
+    Done(Box<Converted>),
+    /// The VM's real name is taken by another running job.
+    NameTaken,
+    /// A later job has published what bears the VM's real name.
+    Superseded(JobId),
+}
+
+fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Work> {
     let started = Instant::now();
     job.record.phase = Phase::Verify;
     job.record.log.clear();
@@ -127,9 +151,11 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
         wished = wished.heed(&manifest, &settings.output)?;
     }
     wished.origin.drop.clone_from(&job.memory.drop);
-    let appliance = source::open(&roots, &owner, settings.config.checksum)?;
-    if !take_name(job, &appliance)? {
-        return Ok(None);
+    let appliance = open_source(job, &roots, settings.config.checksum, activity)?;
+    match take_name(job, &appliance)? {
+        Begun::Yes => {}
+        Begun::NameTaken => return Ok(Work::NameTaken),
+        Begun::Superseded(later) => return Ok(Work::Superseded(later)),
     }
     job.check_conflict(wished.plan.format.as_str())?;
     vm::check_space(&appliance, &wished.plan, &job.staging_dir())?;
@@ -146,6 +172,12 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
     );
     let name = job.memory.vm_name.clone();
     let (staging, result) = (job.staging_dir(), job.result_dir());
+    let resume = Resume {
+        directory: job.journal_dir(),
+        every_bytes: settings.config.checkpoint_mib.saturating_mul(1 << 20),
+        has_more: appliance.disks.len() > 1,
+        sync: &|path| HostVolume.sync(path),
+    };
     let order = Order {
         name: &name,
         first_file: wished.first_file.as_deref(),
@@ -155,31 +187,51 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Op
         result: &result,
         origin: wished.origin.clone(),
         host: &settings.host,
+        resume: (resume.every_bytes > 0).then_some(&resume),
     };
-    let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance));
     let count = appliance.disks.len();
+    let attempts = job.memory.attempts;
+    let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance), count);
     let mut converted = vm::vm(&appliance, &order, &reporter, &mut |number, disk| {
-        reporter.say(&format!(
+        reporter.enter_disk(number);
+        reporter.tell(&format!(
             "converting disk {number} of {count}: {} ({})",
             disk.name, disk.format
         ));
     })?;
     drop(reporter);
+    converted.metadata.attempts = attempts;
     converted.metadata.notes.extend(wished.notes);
     note_time(job, Phase::Convert, started);
-    Ok(Some(converted))
+    Ok(Work::Done(Box::new(converted)))
+}
+
+/// What is compressed as a whole is unpacked into the staging directory; pollers see how far.
+fn open_source(
+    job: &mut Job,
+    roots: &Roots,
+    checksum: bool,
+    activity: &Activity,
+) -> Result<Appliance> {
+    let (owner, staging) = (job.owner_path(), job.staging_dir());
+    let reporter = Reporter::new(activity, job, 0, 0);
+    let unpacker = Unpacker {
+        directory: &staging,
+        observer: &reporter,
+    };
+    source::open(roots, &owner, checksum, &unpacker)
 }
 
 /// Gives the job the name its source bears, if that differs from what the claim made of it.
-fn take_name(job: &mut Job, appliance: &Appliance) -> Result<bool> {
+fn take_name(job: &mut Job, appliance: &Appliance) -> Result<Begun> {
     let Some(name) = appliance.machine.name.as_deref() else {
-        return Ok(true);
+        return Ok(Begun::Yes);
     };
     let Ok(name) = VmName::new(name) else {
-        return Ok(true);
+        return Ok(Begun::Yes);
     };
     if name == job.memory.vm_name {
-        return Ok(true);
+        return Ok(Begun::Yes);
     }
     job.rename_vm(name)
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use queue::arrival::candidate::{self, Class};
-use queue::arrival::pieces::Scope;
+use queue::arrival::pieces::{self, Scope};
 use queue::arrival::whole;
 use queue::error::{Error, Result};
 use queue::instance::Directories;
@@ -110,8 +110,12 @@ impl Place {
         };
         let pieces = scope.pieces(name).unwrap_or_default().names;
         let is_missing = |piece: &&String| std::fs::symlink_metadata(queue.join(piece)).is_err();
+        let head = pieces::head(&path, candidate::HEAD_BYTES).unwrap_or_default();
         pieces.iter().find(is_missing).map_or_else(
-            || "is not claimed yet".to_owned(),
+            || match candidate::is_companion(name, &head) {
+                true => "waits a while for an OVF or manifest that names it".to_owned(),
+                false => "is not claimed yet".to_owned(),
+            },
             |missing| format!("names {missing:?}, which is not there"),
         )
     }

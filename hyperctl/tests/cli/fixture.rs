@@ -226,6 +226,9 @@ pub fn record(vm: &str, state: JobState) -> Record {
                 percent: 46.9,
                 rate_bytes_per_second: 325_058_560,
                 eta_seconds: Some(4),
+                resumed_bytes: 0,
+                disk: 1,
+                disks: 2,
             };
         }
         JobState::Completed => {
@@ -236,6 +239,7 @@ pub fn record(vm: &str, state: JobState) -> Record {
                 source_bytes: 1 << 30,
                 output_bytes: 3 << 30,
                 digest: Some("blake3:00".into()),
+                resumed_bytes: 0,
             });
             record.outputs.push(format!("/out/{vm}/{vm}.qcow2").into());
         }

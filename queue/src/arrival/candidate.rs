@@ -30,7 +30,9 @@ pub fn classify(name: &str) -> Option<Class> {
     let (stem, extension) = lower.rsplit_once('.')?;
     let extension = if WRAPPERS.contains(&extension) {
         let (_, inner) = stem.rsplit_once('.')?;
-        return DISKS.contains(&inner).then_some(Class::Disk);
+        // A disk alone in a tar archive, as clouds export it.
+        let is_disk = DISKS.contains(&inner) || inner == "tar";
+        return is_disk.then_some(Class::Disk);
     } else {
         extension
     };
@@ -43,15 +45,21 @@ pub fn classify(name: &str) -> Option<Class> {
 
 /// The name without its extensions: what a bare disk's VM is called.
 pub fn stem(name: &str) -> &str {
-    let Some((mut stem, extension)) = name.rsplit_once('.') else {
-        return name;
-    };
-    if WRAPPERS.contains(&extension.to_ascii_lowercase().as_str())
-        && let Some((inner, _)) = stem.rsplit_once('.')
-    {
-        stem = inner;
+    let inner = unwrapped(name);
+    match inner.rsplit_once('.') {
+        Some(("", _)) => name,
+        Some((stem, _)) => stem,
+        None => inner,
     }
-    if stem.is_empty() { name } else { stem }
+}
+
+/// The name without the extension of a wrapper.
+pub fn unwrapped(name: &str) -> &str {
+    let is_wrapper = |extension: &str| WRAPPERS.contains(&extension.to_ascii_lowercase().as_str());
+    match name.rsplit_once('.') {
+        Some((inner, extension)) if is_wrapper(extension) && !inner.is_empty() => inner,
+        _ => name,
+    }
 }
 
 /// What companions of one VM share: the stem without a trailing disk number.
@@ -81,6 +89,35 @@ pub fn is_extent(name: &str, head: &[u8]) -> bool {
         || numbered("-s")
         || numbered("-f");
     named && !is_descriptor(head) && !has_embedded_descriptor(head)
+}
+
+/// Whether a disk's name and first bytes say that it is one of a VM whose OVF or manifest may still
+/// come: `web-disk1.vmdk`, or a streamOptimized `web-1.vmdk`, which is how exports are written.
+pub fn is_companion(name: &str, head: &[u8]) -> bool {
+    let lower = stem(name).to_ascii_lowercase();
+    let rest = lower.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number = lower.get(rest.len()..).unwrap_or_default();
+    let separated = |rest: &str| rest.len() > 1 && rest.ends_with(['-', '_', '.', ' ']);
+    if number.is_empty() {
+        return false;
+    }
+    if rest
+        .trim_end_matches(['-', '_'])
+        .strip_suffix("disk")
+        .is_some_and(separated)
+    {
+        return true;
+    }
+    separated(rest) && number.len() <= 2 && !number.starts_with('0') && is_stream_optimized(head)
+}
+
+/// Whether the bytes are a sparse extent's header whose flags (bytes 8..12) say that its grains
+/// are compressed.
+fn is_stream_optimized(head: &[u8]) -> bool {
+    const COMPRESSED: u32 = 1 << 16;
+    let flags = head.get(8..12).and_then(|field| field.try_into().ok());
+    head.starts_with(b"KDMV")
+        && flags.is_some_and(|flags| u32::from_le_bytes(flags) & COMPRESSED != 0)
 }
 
 /// How much of a file's beginning `is_extent` looks at.
@@ -125,7 +162,9 @@ mod tests {
             ("vm.vmdk", Some(Class::Disk)),
             ("VM.OVA", Some(Class::Disk)),
             ("a.raw.xz", Some(Class::Disk)),
-            ("a.tar.gz", None),
+            ("a.tar.gz", Some(Class::Disk)),
+            ("a.tar", None),
+            ("a.json.gz", None),
             ("manifest.json", Some(Class::Manifest)),
             ("x.ovf", Some(Class::Ovf)),
             ("x.mf", None),
@@ -151,6 +190,28 @@ mod tests {
         for name in ["web-disk1.vmdk", "web-2.vmdk", "web.ovf", "web_disk10.vmdk"] {
             assert_eq!(family(name), "web", "{name}");
         }
+    }
+
+    #[test]
+    fn companions_are_known_by_name_and_content() {
+        let mut stream = b"KDMV".to_vec();
+        stream.resize(HEAD_BYTES as usize, 0);
+        assert!(!is_companion("web-1.vmdk", &stream));
+        stream[10] = 1;
+        for (name, is_one) in [
+            ("web-disk1.vmdk", true),
+            ("Web_Disk-002.vhd.gz", true),
+            ("web-1.vmdk", true),
+            ("web_12.vmdk", true),
+            ("web-01.vmdk", false),
+            ("web.vmdk", false),
+            ("disk1.vmdk", false),
+            ("webdisk1.vmdk", false),
+            ("-1.vmdk", false),
+        ] {
+            assert_eq!(is_companion(name, &stream), is_one, "{name}");
+        }
+        assert!(!is_companion("web-1.raw", b"anything"));
     }
 
     #[test]

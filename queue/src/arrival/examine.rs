@@ -16,6 +16,11 @@ use crate::spool::DropKind;
 
 /// How long a file that may not be read is left alone: some copiers open it up only at their end.
 const ACCESS_GRACE: Duration = Duration::from_secs(30);
+/// How long a disk that looks like one of several waits for its owner: so many settle times, and
+/// no longer than this.
+const OWNER_PATIENCE: Duration = Duration::from_secs(30);
+const OWNER_PATIENCE_SETTLES: u32 = 15;
+
 pub(super) enum Verdict {
     Ready(Arrival),
     Wait,
@@ -77,7 +82,22 @@ impl Arrivals {
         if moving.contains(candidate::family(name)) && !self.stillness.is_moved_in(&path) {
             return Verdict::Wait;
         }
+        if candidate::is_companion(name, &head) && !self.is_owner_late(&path) {
+            return Verdict::Wait;
+        }
         self.examine_owner(name, DropKind::Disk)
+    }
+
+    /// Whether a disk that looks like one of several has waited long enough for what owns it: the
+    /// settle time after a rename, since whoever renames one file renames the next at once.
+    fn is_owner_late(&mut self, path: &Path) -> bool {
+        let settle = self.terms.settle;
+        let patience = if self.stillness.is_moved_in(path) {
+            settle
+        } else {
+            settle.max(OWNER_PATIENCE.min(settle * OWNER_PATIENCE_SETTLES))
+        };
+        self.stillness.is_still_for(path, patience)
     }
 
     /// A file that may own others: whole when it and all it names are.

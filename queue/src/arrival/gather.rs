@@ -64,6 +64,9 @@ impl Arrivals {
             }
         }
         if missing.is_empty() {
+            for name in pieces.names.iter().chain([&owner]) {
+                self.texts.forget(&source.join(name));
+            }
             return Ok(Gathered::Whole);
         }
         let grown = missing

@@ -153,7 +153,15 @@ impl Scope<'_> {
             match node.tag_name().name() {
                 "File" => {
                     let href = local(&node, "href").unwrap_or_default();
-                    pieces.names.extend(self.resolve(owner, &href));
+                    let number = |name| local(&node, name).and_then(|text| text.parse().ok());
+                    match (number("chunkSize"), number("size")) {
+                        (Some(chunk), size) => {
+                            let names = chunks(&href, chunk, size);
+                            let names = names.filter_map(|name| self.resolve(owner, &name));
+                            pieces.names.extend(names);
+                        }
+                        _ => pieces.names.extend(self.resolve(owner, &href)),
+                    }
                 }
                 "VirtualSystem" => {
                     let name = node
@@ -221,6 +229,12 @@ impl Scope<'_> {
         let text = plain.to_str()?;
         (!text.is_empty() && !text.starts_with('.')).then(|| text.to_owned())
     }
+}
+
+/// The files that one of `size` bytes was cut into (DSP0243, 7.1): one at least.
+fn chunks(href: &str, chunk: u64, size: Option<u64>) -> impl Iterator<Item = String> {
+    let count = size.unwrap_or(1).div_ceil(chunk.max(1));
+    (0..count.clamp(1, MAX_PIECES as u64)).map(move |number| format!("{href}.{number:09}"))
 }
 
 /// The VM that a manifest speaks of which is otherwise wrong: whoever wrote it polls for that name.
@@ -296,6 +310,15 @@ mod tests {
         assert_eq!(pieces.names, ["a-1.vmdk"]);
         assert_eq!(pieces.optional, ["a.mf", "a.cert"]);
         assert_eq!(pieces.vm_name.as_deref(), Some("App"));
+        std::fs::write(
+            queue.join("b.ovf"),
+            r#"<Envelope xmlns:ovf="o"><References>
+               <File ovf:href="b.vmdk" ovf:chunkSize="1000" ovf:size="2001"/>
+               </References></Envelope>"#,
+        )
+        .unwrap();
+        let names = ["b.vmdk.000000000", "b.vmdk.000000001", "b.vmdk.000000002"];
+        assert_eq!(scope.pieces("b.ovf").unwrap().names, names);
 
         let manifest = serde_json::json!({"manifest_version": "1.0", "disks": [
             {"id": "a", "source_format": "vmdk", "bytes": 0, "local_path": "vm.vmdk"},

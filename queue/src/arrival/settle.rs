@@ -60,7 +60,12 @@ impl Stillness {
 
     /// Whether the path was renamed in, or has been still for the settle time.
     pub fn is_still(&mut self, path: &Path) -> bool {
-        let (settle, network) = (self.settle, self.network);
+        self.is_moved_in(path) || self.is_still_for(path, self.settle)
+    }
+
+    /// Whether the path has not changed for so long, renamed in or not.
+    pub fn is_still_for(&mut self, path: &Path, settle: Duration) -> bool {
+        let network = self.network;
         let Some(seen) = self.look(path) else {
             return false;
         };
@@ -73,7 +78,7 @@ impl Stillness {
             && SystemTime::now()
                 .duration_since(changed)
                 .is_ok_and(|age| age >= settle);
-        seen.moved_in || seen.since.elapsed() >= settle || by_clock
+        seen.since.elapsed() >= settle || by_clock
     }
 
     /// How long the path has not changed while we looked; `None` if nothing is there.

@@ -33,6 +33,11 @@ impl Texts {
         self.pieces(scope, owner).ok()
     }
 
+    /// Forgets one file's text: it is read no more under this name.
+    pub fn forget(&mut self, path: &Path) {
+        self.read.remove(path);
+    }
+
     /// Forgets the texts that have changed or are gone.
     pub fn prune(&mut self) {
         self.read.retain(|path, (then, _)| now(path) == Some(*then));

@@ -1,5 +1,5 @@
 //! The tracker: names that lie in the queue directory, until each is whole, refused or gone.
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,8 +20,11 @@ use crate::spool::Drop;
 /// How long an owner waits for a disk of the queue before one that was taken alone, under the same
 /// name, is thought to be meant: a new one that is being delivered shows itself sooner.
 pub const ADOPTION_GRACE: Duration = Duration::from_secs(15);
-/// The most disks that are looked at together.
-pub(super) const PENDING_MAX: usize = 2048;
+/// The most disks that are looked at together: what a look costs, and all the memory that a long
+/// queue takes.
+pub(super) const PENDING_MAX: usize = 768;
+/// How many names that are not UTF-8 a scan tells of.
+const UNREADABLE_MAX: usize = 64;
 
 /// Manifests, and what may be a job directory.
 fn is_urgent(name: &str) -> bool {
@@ -101,29 +104,46 @@ impl Arrivals {
         true
     }
 
-    /// Looks at the whole directory: the truth. Names that are not UTF-8 are returned.
+    /// Looks at the whole directory: the truth. The first names that are not UTF-8 are returned.
     pub fn scan(&mut self) -> Result<Vec<PathBuf>> {
         let queue = self.directories.queue.clone();
         let listing = |error| Error::io("list", &queue, error);
         let mut unreadable = Vec::new();
-        let mut names = Vec::new();
+        let room = PENDING_MAX.saturating_sub(self.pending.len());
+        let mut urgent = Vec::new();
+        // The oldest others that there is room for; the newest of them is on top.
+        let mut others = BinaryHeap::new();
+        self.beyond = 0;
         for entry in std::fs::read_dir(&queue).map_err(listing)? {
             let entry = entry.map_err(listing)?;
-            match entry.file_name().into_string() {
-                Ok(name) if candidate::is_ignored(&name) => {}
-                Ok(name) => {
-                    let changed = entry
-                        .metadata()
-                        .map(|meta| (meta.ctime(), meta.ctime_nsec()));
-                    names.push((changed.unwrap_or_default(), name));
+            let name = match entry.file_name().into_string() {
+                Ok(name) if candidate::is_ignored(&name) || self.is_pending(&name) => continue,
+                Ok(name) => name,
+                Err(name) => {
+                    if unreadable.len() < UNREADABLE_MAX {
+                        unreadable.push(queue.join(name));
+                    }
+                    continue;
                 }
-                Err(name) => unreadable.push(queue.join(name)),
+            };
+            let changed = entry
+                .metadata()
+                .map(|meta| (meta.ctime(), meta.ctime_nsec()));
+            let found = (changed.unwrap_or_default(), name);
+            if is_urgent(&found.1) {
+                urgent.push(found);
+                continue;
+            }
+            others.push(found);
+            if others.len() > room {
+                others.pop();
+                self.beyond += 1;
             }
         }
-        self.beyond = 0;
         // What nobody watched arrives in the order of its last change.
-        names.sort_unstable();
-        for (_, name) in names {
+        urgent.extend(others);
+        urgent.sort_unstable();
+        for (_, name) in urgent {
             self.touched(&name);
         }
         self.prune();
@@ -230,6 +250,7 @@ impl Arrivals {
         for name in drop.owned.iter().chain([&drop.name, &drop.owner]) {
             let path = self.path(name);
             self.stillness.forget(&path);
+            self.texts.forget(&path);
             self.pending.remove(name);
         }
     }

@@ -47,20 +47,17 @@ fn found<T>(result: io::Result<T>, doing: &str, path: &Path) -> Result<Option<T>
 }
 
 impl Volume for HostVolume {
-    fn read_dir(&self, dir: &Path) -> Result<Vec<Entry>> {
+    fn visit_dir(&self, dir: &Path, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
         let listing = |error| Error::io("list", dir, error);
-        let mut entries = Vec::new();
         for entry in fs::read_dir(dir).map_err(listing)? {
             let entry = entry.map_err(listing)?;
             // An entry may vanish between readdir and lstat: it is then not there.
             if let Some(kind) = found(entry.file_type(), "stat", &entry.path())? {
-                entries.push(Entry {
-                    name: entry.file_name(),
-                    kind: kind.into(),
-                });
+                let (name, kind) = (entry.file_name(), kind.into());
+                each(Entry { name, kind })?;
             }
         }
-        Ok(entries)
+        Ok(())
     }
 
     fn stat(&self, path: &Path) -> Result<Option<Stat>> {

@@ -47,7 +47,18 @@ pub type Lock = Box<dyn Any + Send + Sync>;
 
 /// A file system with the primitives the contract needs. Nothing is durable before `sync`.
 pub trait Volume: Send + Sync {
-    fn read_dir(&self, dir: &Path) -> Result<Vec<Entry>>;
+    /// Tells `each` of the directory's entries, one after the other: there may be very many. What
+    /// it removes meanwhile may still be told.
+    fn visit_dir(&self, dir: &Path, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()>;
+    /// All entries at once, of a directory that is known to be small.
+    fn read_dir(&self, dir: &Path) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        self.visit_dir(dir, &mut |entry| {
+            entries.push(entry);
+            Ok(())
+        })?;
+        Ok(entries)
+    }
     /// `None` if nothing is there.
     fn stat(&self, path: &Path) -> Result<Option<Stat>>;
     /// The bytes of a regular file of at most `limit_bytes`; `None` if nothing is there.

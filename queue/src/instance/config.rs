@@ -6,6 +6,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
 
+/// 1 TiB.
+const MAX_CHECKPOINT_MIB: u64 = 1 << 20;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -36,6 +39,8 @@ pub struct Config {
     pub archive: Archive,
     /// Worker crashes after which a job fails.
     pub max_attempts: u32,
+    /// MiB of work after which a conversion notes durably how far it is; 0: never.
+    pub checkpoint_mib: u64,
     pub retry: Retry,
     pub guest: Guest,
     pub libvirt: Libvirt,
@@ -133,6 +138,16 @@ pub enum BootCheck {
     Require,
 }
 
+/// How the appliance and the boot check run: `auto` tries KVM and falls back to emulation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    #[default]
+    Auto,
+    Kvm,
+    Tcg,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Guest {
@@ -145,6 +160,7 @@ pub struct Guest {
     /// A virtio-win ISO or directory.
     pub win_virtio: Option<PathBuf>,
     pub boot_check: BootCheck,
+    pub accel: Accel,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -188,6 +204,7 @@ impl Default for Config {
             on_conflict: OnConflict::Replace,
             archive: Archive::Keep,
             max_attempts: 3,
+            checkpoint_mib: 256,
             retry: Retry::default(),
             guest: Guest::default(),
             libvirt: Libvirt::default(),
@@ -217,6 +234,7 @@ impl Default for Guest {
             remove_vmware_tools: true,
             win_virtio: None,
             boot_check: BootCheck::Off,
+            accel: Accel::Auto,
         }
     }
 }
@@ -298,6 +316,9 @@ impl Config {
         }
         if self.max_attempts == 0 {
             return refuse("max_attempts", "is 0");
+        }
+        if self.checkpoint_mib > MAX_CHECKPOINT_MIB {
+            return refuse("checkpoint_mib", "is more than 1048576");
         }
         let multiplier = self.retry.backoff_multiplier;
         if !(1.0..=100.0).contains(&multiplier) {

@@ -95,8 +95,14 @@ pub struct Progress {
     pub bytes_done: u64,
     pub bytes_total: u64,
     pub percent: f64,
+    /// The mean of the last seconds.
     pub rate_bytes_per_second: u64,
     pub eta_seconds: Option<u64>,
+    /// Of `bytes_done`: what an earlier, interrupted attempt had done.
+    pub resumed_bytes: u64,
+    /// The disk that is being worked on, from 1; 0 before the first.
+    pub disk: u32,
+    pub disks: u32,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -111,6 +117,8 @@ pub struct DiskRecord {
     pub output_bytes: u64,
     /// Content digest, `blake3:<hex>`.
     pub digest: Option<String>,
+    /// Source bytes that an earlier, interrupted attempt had read and that were not read again.
+    pub resumed_bytes: u64,
 }
 
 /// Why a job failed, for pollers and for `<name>.error.json`.
@@ -234,6 +242,9 @@ pub struct Record {
     /// Where a failed job's source lies now, absolute.
     #[serde(default)]
     pub archived: Vec<PathBuf>,
+    /// The job that made this one needless: a later one of its name, or one that owns its disk.
+    #[serde(default)]
+    pub superseded_by: Option<JobId>,
     /// What was read over, e.g. unknown fields of the manifest.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -269,6 +280,7 @@ impl Record {
             pid: 0,
             outputs: Vec::new(),
             archived: Vec::new(),
+            superseded_by: None,
             notes: Vec::new(),
             log: Vec::new(),
         }

@@ -39,6 +39,10 @@ impl Spool {
             crashes: 0,
             retries: 0,
             last_failure: None,
+            found: self.result_of(&drop.place, &drop.vm_name)?,
+            is_asked_for: false,
+            adopted: Vec::new(),
+            superseded_by: None,
             stage: Stage::Claimed { not_before: None },
         };
         let Some(_lock) = self.make_fresh_job(&mut memory)? else {

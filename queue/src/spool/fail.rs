@@ -63,6 +63,12 @@ impl Job {
             self.memory.retries += 1;
             self.memory.last_failure = Some(failure.clone());
             self.record.error = Some(failure);
+            if error.kind == ErrorKind::NoSpace {
+                // What is staged may be what lacks.
+                self.clear_staging()?;
+            } else {
+                self.keep_staging()?;
+            }
             self.put_back(Some(record::timestamp(not_before)))?;
             return Ok(Fate::Retried { not_before });
         }
@@ -98,6 +104,7 @@ impl Job {
         self.write_error_text(&failure)?;
         self.record.state = state;
         self.record.error = Some(failure.clone());
+        self.record.superseded_by = self.memory.superseded_by;
         self.record.attempts = self.memory.attempts;
         self.record.queue_position = None;
         self.record.waits_for.clear();
@@ -109,7 +116,7 @@ impl Job {
     }
 
     fn write_error_text(&self, failure: &Failure) -> Result<()> {
-        if self.spool.is_superseded(&self.memory)? {
+        if self.memory.superseded_by.is_some() || self.spool.is_superseded(&self.memory)? {
             // It would be taken for the later job's; the record tells.
             return Ok(());
         }

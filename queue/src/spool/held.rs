@@ -1,5 +1,5 @@
 //! A job whose lock this process holds: from the waiting job to the one that is being worked on.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::memory::{DropKind, Memory, Stage, Take};
@@ -10,6 +10,19 @@ use crate::job::{JobId, JobState, Phase, Priority, Record, VmName, record};
 
 /// How many of the files that a job lacks its record names.
 const MISSING_TOLD: usize = 16;
+/// The extension of a job's journals in the staging directory.
+pub(crate) const JOURNAL: &str = "journal";
+
+/// Whether a job has its VM's name to work under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Begun {
+    Yes,
+    /// Another running job has it: try again soon.
+    NameTaken,
+    /// A later job's result stands there: see `Job::supersede`.
+    Superseded(JobId),
+}
 
 /// A claimed job, locked by this process until it is dropped.
 pub struct Job {
@@ -51,6 +64,12 @@ impl Job {
         self.spool.staging_dir(self.id())
     }
 
+    /// Where a worker notes how far it is, beside the staging directory: as long as this is there,
+    /// what is staged is kept for the next attempt. Never part of a result.
+    pub fn journal_dir(&self) -> PathBuf {
+        self.staging_dir().with_extension(JOURNAL)
+    }
+
     /// The directory of the result once it is published.
     pub fn result_dir(&self) -> PathBuf {
         self.spool
@@ -86,8 +105,12 @@ impl Job {
         self.take_from(take)
     }
 
-    /// Takes a disk that was dropped before its owner and converted by `other` on its own.
+    /// Takes a disk that was dropped before its owner and converted by `other` on its own; the
+    /// result of that is withdrawn when this job's is published.
     pub fn take_archived(&mut self, name: &str, other: JobId) -> Result<bool> {
+        if !self.memory.adopted.contains(&other) {
+            self.memory.adopted.push(other);
+        }
         for from in [
             format!(".processed/{}", durable::tagged(name, &other.to_string())),
             format!(".processed/{name}"),
@@ -99,6 +122,7 @@ impl Job {
                 return Ok(true);
             }
         }
+        self.memory.adopted.retain(|known| *known != other);
         Ok(false)
     }
 
@@ -132,34 +156,28 @@ impl Job {
         self.spool.take(self.id(), &take)
     }
 
-    /// Gives a begun job the name that its source turned out to bear. `false`: another running job
-    /// has that name; this one keeps its own.
-    pub fn rename_vm(&mut self, vm_name: VmName) -> Result<bool> {
-        let Some(lock) = self.lock_name(&vm_name)? else {
-            return Ok(false);
+    /// Gives a begun job the name that its source turned out to bear. If another running job has
+    /// that name, this one keeps its own.
+    pub fn rename_vm(&mut self, vm_name: VmName) -> Result<Begun> {
+        let Some(lock) = self.spool.lock_name(&self.memory.place, &vm_name)? else {
+            return Ok(Begun::NameTaken);
         };
         self.release_name();
         self.name_lock = Some(lock);
         self.spool.forget_latest(&self.memory)?;
         self.record.vm_name = vm_name.to_string();
         self.memory.vm_name = vm_name;
+        self.memory.found = None;
         self.spool.save_memory(&self.memory)?;
+        if let Some(later) = self.spool.later_result(&self.memory)? {
+            return Ok(Begun::Superseded(later));
+        }
         if !self.spool.is_superseded(&self.memory)? {
             self.spool.note_latest(&self.memory)?;
         }
         self.spool.retire(&self.memory)?;
         self.save_record(false)?;
-        Ok(true)
-    }
-
-    fn lock_name(&self, vm_name: &VmName) -> Result<Option<(PathBuf, Lock)>> {
-        let name = self.spool.name_key(&self.memory.place, vm_name)?;
-        let path = self.spool.directories.names().join(format!("{name}.lock"));
-        Ok(self
-            .spool
-            .volume
-            .lock(&path, true)?
-            .map(|lock| (path, lock)))
+        Ok(Begun::Yes)
     }
 
     fn release_name(&mut self) {
@@ -177,20 +195,25 @@ impl Job {
     }
 
     /// Begins the work: takes the VM's name, counts the attempt, retires the earlier result's link
-    /// and makes a fresh staging directory. `false`: another running job has that name.
-    pub fn begin(&mut self) -> Result<bool> {
-        let Some(lock) = self.lock_name(&self.memory.vm_name)? else {
-            return Ok(false);
+    /// and makes the staging directory, a fresh one unless an earlier attempt kept a journal.
+    pub fn begin(&mut self) -> Result<Begun> {
+        let (place, vm_name) = (&self.memory.place, &self.memory.vm_name);
+        let Some(lock) = self.spool.lock_name(place, vm_name)? else {
+            return Ok(Begun::NameTaken);
         };
         self.name_lock = Some(lock);
+        if let Some(later) = self.spool.later_result(&self.memory)? {
+            return Ok(Begun::Superseded(later));
+        }
         self.memory.attempts += 1;
         self.memory.stage = Stage::Running;
         self.spool.save_memory(&self.memory)?;
         self.spool.retire(&self.memory)?;
-        self.clear_staging()?;
-        self.spool
-            .volume
-            .create_dir(&self.staging_dir(), OWN_MODE)?;
+        if !self.keep_staging()? {
+            self.spool
+                .volume
+                .create_dir(&self.staging_dir(), OWN_MODE)?;
+        }
         let now = record::timestamp(SystemTime::now());
         self.record.state = JobState::Processing;
         self.record.attempts = self.memory.attempts;
@@ -199,7 +222,7 @@ impl Job {
         self.record.not_before = None;
         self.record.started_at = Some(now);
         self.save_record(false)?;
-        Ok(true)
+        Ok(Begun::Yes)
     }
 
     /// Tells pollers which files a waiting job lacks.
@@ -221,6 +244,7 @@ impl Job {
     pub fn release(mut self) -> Result<()> {
         if self.memory.stage == Stage::Running {
             self.memory.attempts = self.memory.attempts.saturating_sub(1);
+            self.keep_staging()?;
             self.put_back(None)?;
         }
         Ok(())
@@ -228,7 +252,6 @@ impl Job {
 
     /// Back among the waiting jobs.
     pub(super) fn put_back(&mut self, not_before: Option<String>) -> Result<()> {
-        self.clear_staging()?;
         self.memory.stage = Stage::Claimed {
             not_before: not_before.clone(),
         };
@@ -241,16 +264,36 @@ impl Job {
         self.save_record(true)
     }
 
+    /// Keeps what is staged if there is a journal of it; clears it otherwise, and says false.
+    pub(super) fn keep_staging(&self) -> Result<bool> {
+        let staging = self.staging_dir();
+        for dir in [&staging, &self.journal_dir()] {
+            if self.volume().stat(dir)?.is_none() {
+                self.clear_staging()?;
+                return Ok(false);
+            }
+        }
+        self.retract_product(&staging)?;
+        Ok(true)
+    }
+
+    /// What says that a staged result is whole goes first: half of it must never be published.
+    fn retract_product(&self, dir: &Path) -> Result<()> {
+        let metadata = dir.join(super::place::METADATA);
+        if self.volume().stat(&metadata)?.is_some() {
+            self.volume().remove_file(&metadata)?;
+            self.volume().sync(dir)?;
+        }
+        Ok(())
+    }
+
+    /// The journal goes first and durably: it must not outlive what it speaks of.
     pub(super) fn clear_staging(&self) -> Result<()> {
         let staging = self.staging_dir();
-        for dir in [staging.with_extension("previous"), staging] {
+        let previous = staging.with_extension("previous");
+        for dir in [self.journal_dir(), previous, staging] {
             if self.spool.volume.stat(&dir)?.is_some() {
-                // What says that it is whole goes first: half of it must never be published.
-                let metadata = dir.join(super::place::METADATA);
-                if self.spool.volume.stat(&metadata)?.is_some() {
-                    self.spool.volume.remove_file(&metadata)?;
-                    self.spool.volume.sync(&dir)?;
-                }
+                self.retract_product(&dir)?;
                 durable::remove_tree(&*self.spool.volume, &dir)?;
                 self.spool.volume.sync(durable::parent(&dir))?;
             }

@@ -135,6 +135,10 @@ impl Spool {
             crashes: 0,
             retries: 0,
             last_failure: None,
+            found: None,
+            is_asked_for: false,
+            adopted: Vec::new(),
+            superseded_by: None,
             stage: Stage::Failed {
                 state: JobState::Failed,
                 failure,
@@ -188,13 +192,14 @@ impl Job {
         }
     }
 
-    /// A worker died on this job: start again, but not for ever.
+    /// A worker died on this job: go on with what it noted durably, but not for ever.
     fn count_crash(mut self) -> Result<Hold> {
         // It may have died between taking its name and retiring what stood under it.
         self.spool.retire(&self.memory)?;
         self.memory.crashes += 1;
         let limit = self.spool.policy.max_attempts;
         if self.memory.crashes < limit {
+            self.keep_staging()?;
             self.put_back(None)?;
             return Ok(Hold::Job(Box::new(self)));
         }

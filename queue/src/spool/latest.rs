@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::Spool;
 use super::memory::Memory;
+use crate::durable::Lock;
 use crate::error::Result;
 use crate::job::{JobId, VmName};
 
@@ -15,6 +16,17 @@ impl Spool {
     /// The stem of what is kept per name: a place and a name as one component.
     pub(super) fn name_key(&self, place: &str, vm_name: &VmName) -> Result<VmName> {
         VmName::new(&format!("{place}/{vm_name}"))
+    }
+
+    /// The lock of a VM's name; `None` if a running job has it.
+    pub(super) fn lock_name(
+        &self,
+        place: &str,
+        vm_name: &VmName,
+    ) -> Result<Option<(PathBuf, Lock)>> {
+        let name = self.name_key(place, vm_name)?;
+        let path = self.directories.names().join(format!("{name}.lock"));
+        Ok(self.volume.lock(&path, true)?.map(|lock| (path, lock)))
     }
 
     fn latest_path(&self, memory: &Memory) -> Result<PathBuf> {

@@ -86,6 +86,19 @@ pub struct Memory {
     pub retries: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<Failure>,
+    /// The job whose result stood under the VM's name at the claim: an earlier one, whatever the
+    /// clock said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<JobId>,
+    /// Somebody asked for this very job again: it replaces later ones' results too.
+    #[serde(default)]
+    pub is_asked_for: bool,
+    /// Jobs that converted on their own what turned out to be this one's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopted: Vec<JobId>,
+    /// The job that made this one needless.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<JobId>,
     #[serde(flatten)]
     pub stage: Stage,
 }

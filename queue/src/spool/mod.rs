@@ -13,6 +13,7 @@ mod publish;
 pub mod request;
 pub mod retry;
 pub mod submit;
+mod supersede;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use fail::Fate;
-pub use held::Job;
+pub use held::{Begun, Job};
 pub use hold::Hold;
 pub use memory::{Drop, DropKind, Memory, Stage, Take};
 pub use publish::Product;

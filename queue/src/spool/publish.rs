@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::held::Job;
 use super::memory::{self, Stage};
-use super::place::{METADATA, REPORT_SUFFIX};
+use super::place::{METADATA, REPORT_SUFFIX, is_result_file};
 use crate::durable::{self, EntryKind};
 use crate::error::{Error, Result};
 use crate::instance::{Archive, OnConflict};
@@ -85,7 +85,8 @@ impl Job {
         let told = self.spool.told_files(result)?;
         for entry in self.volume().read_dir(result)? {
             let name = entry.name.to_string_lossy().into_owned();
-            if entry.kind != EntryKind::File || !self.is_result_file(&name, &told) {
+            if entry.kind != EntryKind::File || !is_result_file(&self.memory.vm_name, &name, &told)
+            {
                 return Err(in_the_way(
                     &result.join(name),
                     "it is not of the earlier result: move it away and retry",
@@ -93,20 +94,6 @@ impl Job {
             }
         }
         Ok(())
-    }
-
-    fn is_result_file(&self, name: &str, told: &[String]) -> bool {
-        if matches!(name, METADATA | "domain.xml") || told.iter().any(|file| file == name) {
-            return true;
-        }
-        let own = name.strip_prefix(self.memory.vm_name.as_str());
-        let formats = [".qcow2", ".raw"];
-        let Some(rest) = own.and_then(|own| formats.iter().find_map(|f| own.strip_suffix(f)))
-        else {
-            return false;
-        };
-        let number = rest.strip_prefix("-disk").unwrap_or("x");
-        rest.is_empty() || number.bytes().all(|byte| byte.is_ascii_digit())
     }
 
     /// Publishes what is in the staging directory and ends the job.
@@ -173,6 +160,7 @@ impl Job {
         self.volume().sync(&self.spool.directories.staging())?;
         let link = self.write_link(&place.join(&link), &file)?;
         self.clear_staging()?;
+        self.withdraw_adopted()?;
         self.tell_completed(&result, link)?;
         self.finish_archive()
     }

@@ -13,11 +13,12 @@ use super::place::REPORT_SUFFIX;
 const MAX_REPORT_BYTES: u64 = 8 * 1024 * 1024;
 
 impl Spool {
-    /// Puts a failed or cancelled job back among the waiting.
+    /// Puts a failed or cancelled job back among the waiting; what a later job of its name has
+    /// published is then replaced.
     pub fn retry(&self, id: JobId) -> Result<()> {
         self.check_retry(id)?;
         match self.find_report(id)? {
-            Some((path, report)) => self.put_back_failed(&path, report),
+            Some((path, report)) => self.put_back_failed(&path, report, true),
             None => Err(gone(id)),
         }
     }
@@ -34,7 +35,7 @@ impl Spool {
             return Ok(None);
         }
         self.check_retry(id)?;
-        self.put_back_failed(path, report)?;
+        self.put_back_failed(path, report, false)?;
         Ok(Some(id))
     }
 
@@ -48,7 +49,7 @@ impl Spool {
             .with_remedy("`hyperctl list --status failed` shows what can be retried"))
     }
 
-    fn put_back_failed(&self, path: &Path, report: ErrorReport) -> Result<()> {
+    fn put_back_failed(&self, path: &Path, report: ErrorReport, is_asked_for: bool) -> Result<()> {
         let id = report.job.job_id;
         let memory = Memory {
             takes: report.archived,
@@ -56,6 +57,8 @@ impl Spool {
             crashes: 0,
             retries: 0,
             last_failure: None,
+            is_asked_for,
+            superseded_by: None,
             stage: Stage::Claimed { not_before: None },
             ..report.job
         };

@@ -63,7 +63,7 @@ impl Site {
 
     /// Converts and publishes a held job.
     fn convert(&self, mut job: Box<Job>) -> std::result::Result<(), (Box<Job>, Error)> {
-        assert!(job.begin().unwrap());
+        assert_eq!(job.begin().unwrap(), Begun::Yes);
         let file = format!("{}.qcow2", job.memory.vm_name);
         fs::write(job.staging_dir().join(&file), job.id().to_string()).unwrap();
         let product = Product {
@@ -91,7 +91,7 @@ fn a_job_that_ends_while_a_later_one_of_its_name_waits_shows_neither_link_nor_er
     for fails in [false, true] {
         let site = Site::new();
         let mut first = site.claim("vm.vmdk", "vm", "");
-        assert!(first.begin().unwrap());
+        assert_eq!(first.begin().unwrap(), Begun::Yes);
         let second = site.claim("vm.img", "vm", "").id();
         let id = first.id();
         if fails {
@@ -189,7 +189,7 @@ fn a_place_within_a_result_is_refused() {
     let site = Site::new();
     site.must_convert(site.claim("a.vmdk", "a", ""));
     let mut job = site.claim("b.vmdk", "b", "a/sub");
-    assert!(job.begin().unwrap());
+    assert_eq!(job.begin().unwrap(), Begun::Yes);
     let error = job.check_conflict("qcow2").unwrap_err();
     assert!(error.to_string().contains("in the way"), "{error}");
 }
@@ -215,7 +215,7 @@ fn a_publishing_that_can_never_end_fails() {
     let site = Site::new();
     let mut job = site.claim("a.vmdk", "a", "");
     let id = job.id();
-    assert!(job.begin().unwrap());
+    assert_eq!(job.begin().unwrap(), Begun::Yes);
     let metadata = json!({"job_id": id.to_string()}).to_string();
     fs::write(job.staging_dir().join("metadata.json"), metadata).unwrap();
     job.memory.stage = Stage::Publishing {
@@ -288,4 +288,78 @@ fn what_was_cancelled_comes_back_only_by_its_name() {
     assert!(site.spool.jobs().unwrap().is_empty());
     site.spool.retry(id).unwrap();
     assert_eq!(site.spool.jobs().unwrap(), [id]);
+}
+
+#[test]
+fn an_older_job_replaces_a_later_ones_result_only_when_asked_to() {
+    let site = Site::new();
+    let older = site.claim("vm.vmdk", "vm", "").id();
+    let later = site.claim("vm.img", "vm", "").id();
+    site.must_convert(site.hold(later));
+    let mut job = site.hold(older);
+    assert_eq!(job.begin().unwrap(), Begun::Superseded(later));
+    job.supersede(later).unwrap();
+    let record = site.spool.record(older).unwrap().unwrap();
+    assert_eq!(record.superseded_by, Some(later));
+    assert_eq!(record.state, JobState::Cancelled);
+    let told = || fs::read_to_string(site.at("output/vm.qcow2")).unwrap();
+    assert_eq!(told(), later.to_string());
+    assert!(!site.there("output/vm.error") && site.there("queue/.errors/vm.vmdk"));
+    site.spool.retry(older).unwrap();
+    site.must_convert(site.hold(older));
+    assert_eq!(told(), older.to_string());
+    let record = site.spool.record(older).unwrap().unwrap();
+    assert_eq!(record.superseded_by, None);
+}
+
+/// Its converter died on it; another one published the later drop before anyone looked.
+#[test]
+fn a_crashed_older_job_does_not_retire_a_later_ones_link() {
+    let site = Site::new();
+    let mut older = site.claim("vm.vmdk", "vm", "");
+    let id = older.id();
+    assert_eq!(older.begin().unwrap(), Begun::Yes);
+    drop(older);
+    site.must_convert(site.claim("vm.img", "vm", ""));
+    let mut older = site.hold(id);
+    assert!(site.there("output/vm.qcow2"));
+    assert!(matches!(older.begin().unwrap(), Begun::Superseded(_)));
+}
+
+/// With the clock set back, a result that was there before has the greater id.
+#[test]
+fn what_stood_there_at_the_claim_is_earlier_whatever_the_clock_says() {
+    let site = Site::new();
+    site.must_convert(site.claim("vm.vmdk", "vm", ""));
+    let metadata = site.at("output/vm/metadata.json");
+    let future = json!({"job_id": "job-7ZZZZZZZZZZZZZZZZZZZZZZZZZ"}).to_string();
+    fs::write(metadata, future).unwrap();
+    site.must_convert(site.claim("vm.img", "vm", ""));
+}
+
+#[test]
+fn what_a_disk_made_alone_is_withdrawn_unless_somebody_changed_it() {
+    for is_changed in [false, true] {
+        let site = Site::new();
+        let alone = site.claim("db-disk1.vmdk", "db-disk1", "");
+        let id = alone.id();
+        site.must_convert(alone);
+        let file = site.at("output/db-disk1/db-disk1.qcow2");
+        if is_changed {
+            let written = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+            let file = fs::File::options().write(true).open(&file).unwrap();
+            file.set_modified(written).unwrap();
+        }
+        let mut owner = site.claim("db.ovf", "db", "");
+        assert!(owner.take_archived("db-disk1.vmdk", id).unwrap());
+        let owner_id = owner.id();
+        site.must_convert(owner);
+        assert_eq!(file.exists(), is_changed);
+        assert_eq!(site.there("output/db-disk1.qcow2"), is_changed);
+        let record = site.spool.record(id).unwrap().unwrap();
+        assert_eq!(record.superseded_by, (!is_changed).then_some(owner_id));
+        assert_eq!(record.state == JobState::Completed, is_changed);
+        let told = site.spool.record(owner_id).unwrap().unwrap().notes;
+        assert_eq!(told.len(), usize::from(is_changed), "{told:?}");
+    }
 }

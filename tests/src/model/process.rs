@@ -250,14 +250,12 @@ fn is_absence(error: &io::Error) -> bool {
 }
 
 impl Volume for Process {
-    fn read_dir(&self, dir: &Path) -> Result<Vec<Entry>> {
+    fn visit_dir(&self, dir: &Path, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
         self.alive()?;
         let entries = self.disk.state().list(dir);
         let entries = entries.map_err(|error| Error::io("list", dir, error))?;
-        Ok(entries
-            .into_iter()
-            .map(|(name, kind)| Entry { name, kind })
-            .collect())
+        let mut entries = entries.into_iter();
+        entries.try_for_each(|(name, kind)| each(Entry { name, kind }))
     }
 
     fn stat(&self, path: &Path) -> Result<Option<Stat>> {

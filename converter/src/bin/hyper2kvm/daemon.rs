@@ -24,10 +24,19 @@ pub fn run(options: &DaemonArgs) -> ExitCode {
 }
 
 /// Every job has threads of its own; an arena of the allocator for each would keep their memory
-/// apart for ever.
+/// apart for ever. The thresholds are the usual ones: left alone, they rise to the largest buffer
+/// that a job ever freed, and so much stays with the process.
 fn keep_memory_together() {
-    // SAFETY: mallopt(3) sets a number in the allocator, before any other thread is there.
-    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 2) };
+    use nix::libc::{M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, mallopt};
+    const THRESHOLD_BYTES: i32 = 128 * 1024;
+    for (setting, value) in [
+        (M_ARENA_MAX, 2),
+        (M_MMAP_THRESHOLD, THRESHOLD_BYTES),
+        (M_TRIM_THRESHOLD, THRESHOLD_BYTES),
+    ] {
+        // SAFETY: mallopt(3) sets a number in the allocator, before any other thread is there.
+        unsafe { mallopt(setting, value) };
+    }
 }
 
 fn complain(error: &Error, code: u8) -> ExitCode {

@@ -1,4 +1,7 @@
 //! The pipeline under failure: an image that errs, panics or is cancelled, a target in the way.
+mod resume;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
@@ -23,6 +26,7 @@ struct Fake {
     files: [Window; 1],
     capacity_bytes: u64,
     fault: Fault,
+    unpacked: Arc<AtomicU64>,
 }
 
 impl Image for Fake {
@@ -78,7 +82,14 @@ impl Image for Fake {
                 return Err(corrupt(Path::new("fake"), "a unit is damaged"));
             }
         }
+        self.unpacked.fetch_add(1, Ordering::Relaxed);
         out.fill(index as u8);
+        if index % 6 == 4 {
+            // Does not shrink.
+            let mut noise = blake3::Hasher::new();
+            noise.update(&index.to_le_bytes());
+            noise.finalize_xof().fill(out);
+        }
         Ok(Unpacked {
             stored_bytes: 1,
             deflate: None,
@@ -95,6 +106,7 @@ fn fake(capacity_bytes: u64, fault: Fault) -> SourceDisk {
         files,
         capacity_bytes,
         fault,
+        unpacked: Arc::default(),
     };
     SourceDisk::new("fake", "fake".to_owned(), Box::new(image))
 }
@@ -210,7 +222,8 @@ fn every_write_that_fails_is_told() {
         packing: None,
         always_digest: true,
     };
-    let error = pipeline::run(&disk, Some(target), 2, &Unobserved)
+    let start = pipeline::Start::afresh(&disk);
+    let error = pipeline::run(&disk, Some(target), start, 2, &Unobserved)
         .err()
         .unwrap();
     assert_eq!(error.kind, ErrorKind::NoSpace);

@@ -1,0 +1,414 @@
+//! The session with one appliance: libguestfs and its small virtual machine in a process of our own
+//! that has a time limit and can be killed; hostile file systems never meet the host's kernel.
+//!
+//! One launch per guest. Every failure, whatever its cause, is of the kind `guest`.
+mod library;
+mod process;
+mod wire;
+
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+pub use process::serve;
+pub use wire::Drive;
+use wire::{Launch, Reply, Request, receive, send};
+
+use super::accel::Accel;
+use crate::disk::Observer;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The hidden command under which this program serves as the appliance process.
+pub const COMMAND: &str = "appliance";
+/// Enough for dracut and update-initramfs, which unpack what they make in memory.
+const MEMORY_MIB: i32 = 1280;
+/// How often a waiting session gives a sign of life and looks whether it shall end.
+const TICK: Duration = Duration::from_millis(500);
+/// How much of what the appliance printed an error tells.
+const TOLD_BYTES: usize = 300;
+
+/// Where sessions keep what they need, and how long they may take.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// Holds libguestfs's cached appliance and its temporary files.
+    pub work: PathBuf,
+    /// For a launch under KVM, which hangs on some hosts.
+    pub kvm_limit: Duration,
+    /// For a launch without.
+    pub launch_limit: Duration,
+    /// For everything that is done in one session, the launch apart.
+    pub session_limit: Duration,
+}
+
+/// A running appliance.
+pub struct Appliance<'a> {
+    child: Child,
+    input: Option<ChildStdin>,
+    replies: Receiver<Result<(Reply, Vec<u8>)>>,
+    observer: &'a dyn Observer,
+    deadline: Instant,
+    log: PathBuf,
+    /// Whether the process is gone, and why.
+    is_over: bool,
+}
+
+impl<'a> Appliance<'a> {
+    /// Starts the process and launches the appliance with these disks.
+    pub fn launch(
+        site: &Site,
+        drives: Vec<Drive>,
+        accel: Accel,
+        observer: &'a dyn Observer,
+    ) -> Result<Self> {
+        let limit = match accel {
+            Accel::Kvm => site.kvm_limit,
+            Accel::Tcg => site.launch_limit,
+        };
+        let mut appliance = Self::start(site, accel, observer, limit)?;
+        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
+        let order = Launch {
+            drives,
+            memory_mib: MEMORY_MIB,
+            cpus: i32::try_from(cpus).unwrap_or(1),
+        };
+        match appliance.ask(&Request::Launch(order), &[]) {
+            Ok(_) => {}
+            Err(error) => return Err(without_library(error)),
+        }
+        appliance.deadline = Instant::now() + site.session_limit;
+        Ok(appliance)
+    }
+
+    fn start(
+        site: &Site,
+        accel: Accel,
+        observer: &'a dyn Observer,
+        limit: Duration,
+    ) -> Result<Self> {
+        let failed = |error| failed("start the appliance's process", error);
+        let scratch = site.work.join("appliance");
+        std::fs::create_dir_all(&scratch).map_err(|e| Error::io("create", &scratch, e))?;
+        let log = scratch.join(format!("{}.log", unique()));
+        let stderr = std::fs::File::create(&log).map_err(|e| Error::io("create", &log, e))?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("hyper2kvm").arg(COMMAND).process_group(0);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr);
+        command
+            .env("LIBGUESTFS_BACKEND", "direct")
+            .env("TMPDIR", &scratch);
+        match accel {
+            Accel::Tcg => command.env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg"),
+            Accel::Kvm => command.env("LIBGUESTFS_BACKEND_SETTINGS", "force_kvm"),
+        };
+        if std::env::var_os("LIBGUESTFS_CACHEDIR").is_none() {
+            command.env("LIBGUESTFS_CACHEDIR", &scratch);
+        }
+        let mut child = command.spawn().map_err(failed)?;
+        let input = child.stdin.take();
+        let mut output = child.stdout.take();
+        let (sender, replies) = channel();
+        std::thread::Builder::new()
+            .name("appliance".to_owned())
+            .spawn(move || {
+                while let Some(reply) = output.as_mut().and_then(|o| receive(o).transpose()) {
+                    let is_last = reply.is_err();
+                    if sender.send(reply).is_err() || is_last {
+                        break;
+                    }
+                }
+            })
+            .map_err(failed)?;
+        Ok(Self {
+            child,
+            input,
+            replies,
+            observer,
+            deadline: Instant::now() + limit,
+            log,
+            is_over: false,
+        })
+    }
+
+    /// Sends a request and waits for its answer, within the time limit.
+    fn ask(&mut self, request: &Request, bytes: &[u8]) -> Result<(Reply, Vec<u8>)> {
+        if self.is_over {
+            return Err(guest("the appliance is gone"));
+        }
+        let sent = match &mut self.input {
+            Some(input) => send(input, request, bytes),
+            None => Err(guest("the appliance was shut down")),
+        };
+        if let Err(error) = sent {
+            return Err(self.end(error));
+        }
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            match self.replies.recv_timeout(left.min(TICK)) {
+                Ok(Ok((Reply::Failed(reason), _))) => {
+                    return Err(guest(format!("{}: {reason}", name_of(request))));
+                }
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(error)) => return Err(self.end(error)),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let what = format!("the appliance died during {}", name_of(request));
+                    return Err(self.end(guest(what)));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.observer.advance(0);
+            if self.observer.is_cancelled() {
+                return Err(self.end(Error::new(ErrorKind::Cancelled, "repair the guest")));
+            }
+            if left.is_zero() {
+                let what = format!(
+                    "the appliance was stopped: {} took too long",
+                    name_of(request)
+                );
+                return Err(self.end(guest(what)));
+            }
+        }
+    }
+
+    /// Kills what is left, and tells what it last printed.
+    fn end(&mut self, error: Error) -> Error {
+        self.is_over = true;
+        let status = self.kill();
+        if error.kind == ErrorKind::Cancelled {
+            return error;
+        }
+        let mut text = error.to_line();
+        if let Some(signal) = status.and_then(|status| status.signal()) {
+            text.push_str(&format!(" (signal {signal})"));
+        }
+        let said = std::fs::read(&self.log).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        let said: Vec<&str> = said
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        if let Some(last) = said.last() {
+            let end = queue::durable::beginning(last, TOLD_BYTES);
+            text.push_str(&format!("; it last said: {end}"));
+        }
+        guest(text)
+    }
+
+    fn kill(&mut self) -> Option<std::process::ExitStatus> {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            self.kill_group();
+            return Some(status);
+        }
+        self.kill_group();
+        self.child.wait().ok()
+    }
+
+    /// The process, its QEMU and the library's recovery process are one group.
+    fn kill_group(&self) {
+        if let Ok(id) = i32::try_from(self.child.id()) {
+            // Whoever is gone already needs no signal.
+            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+        }
+    }
+
+    /// Unmounts, flushes, powers off; only what was shut down without an error may be committed.
+    pub fn shutdown(mut self) -> Result<()> {
+        self.call("umount_all", &[])?;
+        self.ask(&Request::Shutdown, &[])?;
+        Ok(())
+    }
+}
+
+impl Drop for Appliance<'_> {
+    fn drop(&mut self) {
+        self.input = None;
+        self.kill();
+        // A log that cannot be removed lies in the work directory and harms nobody.
+        let _ = std::fs::remove_file(&self.log);
+    }
+}
+
+/// The calls, each as its type.
+impl Appliance<'_> {
+    fn send_call(&mut self, name: &str, arguments: &[&str]) -> Result<Reply> {
+        let arguments = arguments
+            .iter()
+            .map(|&argument| argument.to_owned())
+            .collect();
+        Ok(self.ask(&Request::Call(name.to_owned(), arguments), &[])?.0)
+    }
+
+    pub fn call(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        match self.send_call(name, arguments)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(name, &other)),
+        }
+    }
+
+    pub fn flag(&mut self, name: &str, arguments: &[&str]) -> Result<bool> {
+        match self.send_call(name, arguments)? {
+            Reply::Flag(flag) => Ok(flag),
+            other => Err(unexpected(name, &other)),
+        }
+    }
+
+    pub fn text(&mut self, name: &str, arguments: &[&str]) -> Result<String> {
+        match self.send_call(name, arguments)? {
+            Reply::Text(text) => Ok(text),
+            other => Err(unexpected(name, &other)),
+        }
+    }
+
+    pub fn list(&mut self, name: &str, arguments: &[&str]) -> Result<Vec<String>> {
+        match self.send_call(name, arguments)? {
+            Reply::List(items) => Ok(items),
+            other => Err(unexpected(name, &other)),
+        }
+    }
+
+    /// A list that alternates between keys and values.
+    pub fn pairs(&mut self, name: &str, arguments: &[&str]) -> Result<Vec<(String, String)>> {
+        let mut items = self.list(name, arguments)?.into_iter();
+        let mut pairs = Vec::new();
+        while let (Some(key), Some(value)) = (items.next(), items.next()) {
+            pairs.push((key, value));
+        }
+        Ok(pairs)
+    }
+
+    pub fn size_bytes(&mut self, device: &str) -> Result<u64> {
+        match self.send_call("blockdev_getsize64", &[device])? {
+            Reply::Numbers(numbers) => Ok(non_negative(&numbers, 0)),
+            other => Err(unexpected("blockdev_getsize64", &other)),
+        }
+    }
+
+    pub fn read(&mut self, path: &str) -> Result<Vec<u8>> {
+        Ok(self.ask(&Request::Read(path.to_owned()), &[])?.1)
+    }
+
+    pub fn write(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
+        self.ask(&Request::Write(path.to_owned()), bytes)
+            .map(|_| ())
+    }
+
+    /// Runs a program of the guest; what it printed.
+    pub fn run(&mut self, arguments: &[&str]) -> Result<String> {
+        let arguments = arguments
+            .iter()
+            .map(|&argument| argument.to_owned())
+            .collect();
+        match self.ask(&Request::Run(arguments), &[])?.0 {
+            Reply::Text(text) => Ok(text),
+            other => Err(unexpected("command", &other)),
+        }
+    }
+
+    pub fn stat(&mut self, path: &str) -> Result<Stat> {
+        match self.ask(&Request::Stat(path.to_owned()), &[])?.0 {
+            Reply::Numbers(numbers) => Ok(Stat {
+                mode: i32::try_from(non_negative(&numbers, 0) & 0o7777).unwrap_or(0o600),
+                owner: i32::try_from(non_negative(&numbers, 1)).unwrap_or(0),
+                group: i32::try_from(non_negative(&numbers, 2)).unwrap_or(0),
+                size_bytes: non_negative(&numbers, 3),
+            }),
+            other => Err(unexpected("stat", &other)),
+        }
+    }
+
+    pub fn set_owner(&mut self, path: &str, stat: Stat) -> Result<()> {
+        let path = path.to_owned();
+        self.ask(&Request::Chown(stat.owner, stat.group, path.clone()), &[])?;
+        self.ask(&Request::Chmod(stat.mode, path), &[])?;
+        Ok(())
+    }
+
+    pub fn free_bytes(&mut self, path: &str) -> Result<u64> {
+        match self.ask(&Request::Space(path.to_owned()), &[])?.0 {
+            Reply::Numbers(numbers) => Ok(non_negative(&numbers, 0)),
+            other => Err(unexpected("statvfs", &other)),
+        }
+    }
+
+    pub fn open_luks(&mut self, device: &str, name: &str, key: &[u8]) -> Result<()> {
+        let request = Request::OpenLuks(device.to_owned(), name.to_owned());
+        self.ask(&request, key).map(|_| ())
+    }
+}
+
+/// What is kept of a file whose contents change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    pub mode: i32,
+    pub owner: i32,
+    pub group: i32,
+    pub size_bytes: u64,
+}
+
+fn non_negative(numbers: &[i64], index: usize) -> u64 {
+    let number = numbers.get(index).copied().unwrap_or_default();
+    u64::try_from(number).unwrap_or_default()
+}
+
+fn unexpected(name: &str, reply: &Reply) -> Error {
+    guest(format!("{name} answered {reply:?}"))
+}
+
+pub(super) fn guest(context: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Guest, context)
+}
+
+fn failed(doing: &str, error: std::io::Error) -> Error {
+    guest(doing).with_source(error)
+}
+
+/// An error of the loader says what to install.
+fn without_library(error: Error) -> Error {
+    if !error.context.contains("libguestfs.so") {
+        return error;
+    }
+    guest("guest repair needs libguestfs, which is not installed")
+        .with_remedy("install libguestfs (Debian: libguestfs-tools, Fedora and RHEL: libguestfs)")
+        .with_source(error)
+}
+
+/// What an error says was being done.
+fn name_of(request: &Request) -> String {
+    match request {
+        Request::Launch(_) => "launch".to_owned(),
+        Request::Call(name, arguments) => format!("{name} {}", arguments.join(" ")),
+        Request::Read(path) => format!("reading {path}"),
+        Request::Write(path) => format!("writing {path}"),
+        Request::Run(arguments) => arguments.join(" "),
+        Request::Chmod(_, path) | Request::Chown(_, _, path) => format!("setting mode of {path}"),
+        Request::Stat(path) | Request::Space(path) => format!("looking at {path}"),
+        Request::OpenLuks(device, _) => format!("opening {device}"),
+        Request::Shutdown => "shutdown".to_owned(),
+    }
+}
+
+/// A name that no other session of this host has.
+fn unique() -> String {
+    static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    format!("{}-{count}", std::process::id())
+}
+
+/// The path as the appliance's process is told it.
+pub fn drive(path: &Path, format: &str, read_only: bool) -> Result<Drive> {
+    let text = path.to_str().ok_or_else(|| {
+        Error::invalid(format!("{path:?} is not UTF-8")).with_remedy("choose another directory")
+    })?;
+    Ok(Drive {
+        path: text.to_owned(),
+        format: format.to_owned(),
+        read_only,
+    })
+}

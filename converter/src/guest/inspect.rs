@@ -1,0 +1,386 @@
+//! Inspection: what the guest is, by the appliance's own inspection and the files beneath its root.
+//!
+//! Leaves the guest's file systems mounted. The choice among several roots is by name, Linux first;
+//! the others are told.
+use std::collections::BTreeMap;
+
+use super::appliance::{Appliance, guest};
+use super::model::{BlockDevice, BootLoader, Family, Firmware, Guest, Kernel, Os, Selinux};
+use super::names::{guest_name, unescape};
+use crate::error::Result;
+
+/// Why a guest is left as it is. Stable: pollers match on the code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    NoSystem,
+    Locked,
+    Unsupported,
+}
+
+/// What inspection came to.
+pub enum Found {
+    /// A system, its file systems mounted.
+    System(Box<Guest>),
+    /// None that there is a recipe for.
+    Nothing(Refusal, String),
+}
+
+/// Programs and directories that tell a hypervisor's agent.
+const AGENTS: [(&str, &str); 8] = [
+    ("open-vm-tools", "/usr/bin/vmtoolsd"),
+    ("vmware-tools", "/etc/vmware-tools/installer.sh"),
+    ("virtualbox-guest-utils", "/usr/sbin/VBoxService"),
+    ("xe-guest-utilities", "/usr/sbin/xe-daemon"),
+    ("hyperv-daemons", "/usr/sbin/hv_kvp_daemon"),
+    ("hyperv-daemons", "/usr/sbin/hypervkvpd"),
+    ("walinuxagent", "/usr/sbin/waagent"),
+    ("qemu-guest-agent", "/usr/sbin/qemu-ga"),
+];
+
+/// Opens what is locked, finds the system, mounts it, and looks at it.
+pub fn inspect(
+    appliance: &mut Appliance<'_>,
+    keys: &[Vec<u8>],
+    firmware: Option<Firmware>,
+    read_only: bool,
+) -> Result<Found> {
+    let locked = unlock(appliance, keys)?;
+    let mut roots = appliance.list("inspect_os", &[])?;
+    roots.sort_unstable();
+    let mut linux = Vec::new();
+    let mut others = Vec::new();
+    for root in roots {
+        let kind = appliance.text("inspect_get_type", &[&root])?;
+        if kind == "linux" {
+            linux.push(root);
+        } else {
+            others.push((root, kind));
+        }
+    }
+    let Some(root) = linux.first().cloned() else {
+        return Ok(nothing(&others, &locked));
+    };
+    let mountpoints = mount(appliance, &root, read_only)?;
+    let mut guest = Guest {
+        os: identify(appliance, &root)?,
+        root: guest_name(&root),
+        other_roots: linux.iter().skip(1).map(|root| guest_name(root)).collect(),
+        ..Guest::default()
+    };
+    let others = others.into_iter();
+    guest
+        .other_roots
+        .extend(others.map(|(root, kind)| format!("{} ({kind})", guest_name(&root))));
+    guest.devices = devices(appliance, &mountpoints)?;
+    guest.kernels = kernels(appliance)?;
+    guest.boot_loader = boot_loader(appliance)?;
+    guest.firmware = match firmware {
+        Some(firmware) => firmware,
+        None => guess_firmware(appliance)?,
+    };
+    for (name, path) in AGENTS {
+        if appliance.flag("exists", &[path])? && !guest.agents.iter().any(|known| known == name) {
+            guest.agents.push(name.to_owned());
+        }
+    }
+    guest.selinux = selinux(&read_text(appliance, "/etc/selinux/config")?);
+    Ok(Found::System(Box::new(guest)))
+}
+
+fn nothing(others: &[(String, String)], locked: &[String]) -> Found {
+    if let Some((root, kind)) = others.first() {
+        let text = format!("there is no recipe for the {kind} on {}", guest_name(root));
+        return Found::Nothing(Refusal::Unsupported, text);
+    }
+    if let Some(device) = locked.first() {
+        let text = format!("{device} is encrypted, and no key given opens it");
+        return Found::Nothing(Refusal::Locked, text);
+    }
+    Found::Nothing(
+        Refusal::NoSystem,
+        "no operating system was found on its disks".to_owned(),
+    )
+}
+
+/// Opens every LUKS device with the first key that fits; returns those that stay locked.
+fn unlock(appliance: &mut Appliance<'_>, keys: &[Vec<u8>]) -> Result<Vec<String>> {
+    let mut locked = Vec::new();
+    let found = appliance.pairs("list_filesystems", &[])?;
+    let encrypted = found.into_iter().filter(|(_, kind)| kind == "crypto_LUKS");
+    for (number, (device, _)) in encrypted.enumerate() {
+        let name = format!("luks{number}");
+        let opens = |key: &Vec<u8>, appliance: &mut Appliance<'_>| {
+            appliance.open_luks(&device, &name, key).is_ok()
+        };
+        if !keys.iter().any(|key| opens(key, appliance)) {
+            locked.push(guest_name(&device));
+        }
+    }
+    Ok(locked)
+}
+
+/// Mounts what the guest mounts, shorter paths first; returns device to mountpoint.
+fn mount(
+    appliance: &mut Appliance<'_>,
+    root: &str,
+    read_only: bool,
+) -> Result<BTreeMap<String, String>> {
+    let mut points = appliance.pairs("inspect_get_mountpoints", &[root])?;
+    points.sort_unstable_by_key(|(path, _)| path.len());
+    let mut mounted = BTreeMap::new();
+    let call = if read_only { "mount_ro" } else { "mount" };
+    for (path, device) in points {
+        match appliance.call(call, &[&device, &path]) {
+            Ok(()) => {
+                mounted.insert(device, path);
+            }
+            Err(error) if path == "/" => return Err(error),
+            // A device that was left behind is not what keeps the guest from booting.
+            Err(error) => tracing::warn!("not mounted: {}", error.to_line()),
+        }
+    }
+    if mounted.is_empty() {
+        return Err(guest(format!("{root} has no root to mount")));
+    }
+    Ok(mounted)
+}
+
+fn identify(appliance: &mut Appliance<'_>, root: &str) -> Result<Os> {
+    let mut text = read_text(appliance, "/etc/os-release")?;
+    if text.is_empty() {
+        text = read_text(appliance, "/usr/lib/os-release")?;
+    }
+    let field = |key: &str| os_release_field(&text, key);
+    let said = |appliance: &mut Appliance<'_>, call: &str| {
+        let said = appliance.text(call, &[root]).ok();
+        said.filter(|said| said != "unknown").unwrap_or_default()
+    };
+    let mut os = Os {
+        distro: field("ID").unwrap_or_else(|| said(appliance, "inspect_get_distro")),
+        name: field("PRETTY_NAME").unwrap_or_else(|| said(appliance, "inspect_get_product_name")),
+        version: field("VERSION_ID").unwrap_or_default(),
+        arch: said(appliance, "inspect_get_arch"),
+        hostname: Some(said(appliance, "inspect_get_hostname")).filter(|name| !name.is_empty()),
+        ..Os::default()
+    };
+    let digits: String = os
+        .version
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    os.major = digits.parse().unwrap_or_default();
+    os.family = family(&os.distro, &field("ID_LIKE").unwrap_or_default());
+    Ok(os)
+}
+
+/// os-release(5): `KEY=value`, quoted or not.
+fn os_release_field(text: &str, key: &str) -> Option<String> {
+    let value = |line: &str| {
+        line.trim()
+            .strip_prefix(key)?
+            .strip_prefix('=')
+            .map(str::to_owned)
+    };
+    let value = text.lines().find_map(value)?;
+    let value = value.trim().trim_matches(['"', '\'']).to_owned();
+    (!value.is_empty()).then_some(value)
+}
+
+fn family(distro: &str, like: &str) -> Family {
+    for name in std::iter::once(distro).chain(like.split_whitespace()) {
+        return match name {
+            "debian" | "ubuntu" | "linuxmint" | "kali" | "raspbian" => Family::Debian,
+            "rhel" | "fedora" | "centos" | "rocky" | "almalinux" | "ol" | "amzn" | "redhat"
+            | "redhat-based" | "oraclelinux" | "scientificlinux" => Family::Redhat,
+            "suse"
+            | "sles"
+            | "sles_sap"
+            | "sled"
+            | "opensuse"
+            | "opensuse-leap"
+            | "opensuse-tumbleweed"
+            | "suse-based" => Family::Suse,
+            "arch" | "archlinux" | "manjaro" => Family::Arch,
+            "alpine" | "alpinelinux" => Family::Alpine,
+            _ => continue,
+        };
+    }
+    Family::Other
+}
+
+/// Every file system, swap, LVM or RAID member, under the guest's names.
+fn devices(
+    appliance: &mut Appliance<'_>,
+    mountpoints: &BTreeMap<String, String>,
+) -> Result<Vec<BlockDevice>> {
+    let mut names = appliance.list("list_partitions", &[])?;
+    for (mountable, _) in appliance.pairs("list_filesystems", &[])? {
+        if mountable.starts_with('/') && !names.contains(&mountable) {
+            names.push(mountable);
+        }
+    }
+    let mut devices = Vec::new();
+    for device in names {
+        let tags: BTreeMap<_, _> = appliance.pairs("blkid", &[&device])?.into_iter().collect();
+        let tag = |key: &str| tags.get(key).map(|value| unescape(value));
+        let mounted = mountpoints.iter().find(|(mountable, _)| {
+            let volume = mountable.strip_prefix("btrfsvol:");
+            let of = volume.and_then(|rest| rest.strip_prefix(device.as_str()));
+            **mountable == device || of.is_some_and(|rest| rest.starts_with('/'))
+        });
+        devices.push(BlockDevice {
+            name: guest_name(&device),
+            uuid: tag("UUID"),
+            label: tag("LABEL"),
+            partuuid: tag("PART_ENTRY_UUID"),
+            partlabel: tag("PART_ENTRY_NAME"),
+            fs_type: tag("TYPE").unwrap_or_default(),
+            mountpoint: mounted.map(|(_, path)| path.clone()),
+            size_bytes: appliance.size_bytes(&device)?,
+        });
+    }
+    Ok(devices)
+}
+
+/// Where distributions put a kernel's image and initramfs; `{}` is its version.
+const IMAGES: [&str; 4] = [
+    "/boot/vmlinuz-{}",
+    "/boot/vmlinux-{}",
+    "/boot/kernel-{}",
+    "/lib/modules/{}/vmlinuz",
+];
+const INITRAMFS: [&str; 4] = [
+    "/boot/initrd.img-{}",
+    "/boot/initramfs-{}.img",
+    "/boot/initrd-{}",
+    "/boot/initramfs-{}",
+];
+
+fn kernels(appliance: &mut Appliance<'_>) -> Result<Vec<Kernel>> {
+    let mut kernels = Vec::new();
+    if !appliance.flag("is_dir", &["/lib/modules/"])? {
+        return Ok(kernels);
+    }
+    let mut versions = appliance.list("ls", &["/lib/modules/"])?;
+    versions.sort_by_key(|version| sort_key(version));
+    for version in versions {
+        let Some(image) = first_that_is(appliance, &IMAGES, &version)? else {
+            continue;
+        };
+        kernels.push(Kernel {
+            initramfs: first_that_is(appliance, &INITRAMFS, &version)?,
+            modules: format!("/lib/modules/{version}"),
+            version,
+            image,
+            drivers: Vec::new(),
+        });
+    }
+    Ok(kernels)
+}
+
+fn first_that_is(
+    appliance: &mut Appliance<'_>,
+    patterns: &[&str],
+    version: &str,
+) -> Result<Option<String>> {
+    for pattern in patterns {
+        let path = pattern.replace("{}", version);
+        if appliance.flag("exists", &[&path])? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// Numbers in a version compare as numbers.
+fn sort_key(version: &str) -> Vec<(u64, String)> {
+    let parts = version.split(|c: char| !c.is_ascii_alphanumeric());
+    parts
+        .map(|part| (part.parse().unwrap_or(0), part.to_owned()))
+        .collect()
+}
+
+fn boot_loader(appliance: &mut Appliance<'_>) -> Result<BootLoader> {
+    for (path, loader) in [
+        ("/boot/grub2/grub.cfg", BootLoader::Grub2),
+        ("/boot/grub/grub.cfg", BootLoader::Grub2),
+        ("/boot/grub2/grubenv", BootLoader::Grub2),
+        ("/boot/grub/menu.lst", BootLoader::GrubLegacy),
+        ("/boot/grub/grub.conf", BootLoader::GrubLegacy),
+        ("/boot/extlinux.conf", BootLoader::Extlinux),
+        ("/boot/extlinux/extlinux.conf", BootLoader::Extlinux),
+        ("/boot/syslinux/syslinux.cfg", BootLoader::Extlinux),
+        ("/boot/loader/loader.conf", BootLoader::SystemdBoot),
+        ("/boot/efi/loader/loader.conf", BootLoader::SystemdBoot),
+        ("/efi/loader/loader.conf", BootLoader::SystemdBoot),
+    ] {
+        if appliance.flag("exists", &[path])? {
+            return Ok(loader);
+        }
+    }
+    Ok(BootLoader::Unknown)
+}
+
+/// UEFI if the guest keeps a boot loader on its EFI system partition.
+fn guess_firmware(appliance: &mut Appliance<'_>) -> Result<Firmware> {
+    for path in ["/boot/efi/EFI", "/boot/EFI", "/efi/EFI"] {
+        if appliance.flag("is_dir", &[path])? {
+            return Ok(Firmware::Uefi);
+        }
+    }
+    Ok(Firmware::Bios)
+}
+
+fn selinux(config: &str) -> Selinux {
+    if config.is_empty() {
+        return Selinux::Absent;
+    }
+    let value = |line: &str| line.trim().strip_prefix("SELINUX=").map(str::to_owned);
+    match config.lines().find_map(value).as_deref().map(str::trim) {
+        Some("enforcing") => Selinux::Enforcing,
+        Some("permissive") => Selinux::Permissive,
+        _ => Selinux::Disabled,
+    }
+}
+
+/// A small text file of the guest; empty if it is not there.
+fn read_text(appliance: &mut Appliance<'_>, path: &str) -> Result<String> {
+    if !appliance.flag("exists", &[path])? {
+        return Ok(String::new());
+    }
+    Ok(String::from_utf8_lossy(&appliance.read(path)?).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_is_read_as_shipped() {
+        let text = "PRETTY_NAME=\"Rocky Linux 9.4 (Blue Onyx)\"\nID=\"rocky\"\nVERSION_ID='9.4'\n\
+                    ID_LIKE=\"rhel centos fedora\"\nVERSION=\n";
+        assert_eq!(os_release_field(text, "ID").as_deref(), Some("rocky"));
+        assert_eq!(os_release_field(text, "VERSION_ID").as_deref(), Some("9.4"));
+        assert_eq!(os_release_field(text, "VERSION"), None);
+        assert_eq!(family("rocky", "rhel centos fedora"), Family::Redhat);
+        assert_eq!(family("neon", "ubuntu debian"), Family::Debian);
+        assert_eq!(family("plan9", ""), Family::Other);
+    }
+
+    #[test]
+    fn versions_sort_as_people_count() {
+        let mut versions = vec!["6.1.0-10-amd64", "6.1.0-9-amd64", "5.10.0-30-amd64"];
+        versions.sort_by_key(|version| sort_key(version));
+        assert_eq!(
+            versions,
+            ["5.10.0-30-amd64", "6.1.0-9-amd64", "6.1.0-10-amd64"]
+        );
+    }
+
+    #[test]
+    fn selinux_says_its_mode() {
+        assert_eq!(selinux(""), Selinux::Absent);
+        assert_eq!(selinux("# x\nSELINUX=enforcing\n"), Selinux::Enforcing);
+        assert_eq!(selinux("SELINUX=disabled\n"), Selinux::Disabled);
+    }
+}

@@ -1,0 +1,186 @@
+//! The guest in a converted disk: what it is, what keeps it from booting under KVM, and the repair.
+//!
+//! One appliance per guest, on overlays of the staged images that are committed only when every
+//! required step succeeded. Knows neither sources nor the queue.
+pub mod accel;
+pub mod appliance;
+mod bench;
+mod drivers;
+mod inspect;
+pub mod look;
+pub mod model;
+mod names;
+pub mod overlay;
+mod repair;
+pub mod report;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use queue::instance::config::Guest as Settings;
+
+use crate::disk::Observer;
+use crate::error::{ErrorKind, Result};
+use appliance::{Drive, Site};
+use bench::Bench;
+use inspect::{Found, Refusal};
+use model::{Firmware, Guest};
+use overlay::{Image, Overlays};
+use report::ChangeReport;
+
+/// A guest whose disks are to be looked at or repaired.
+pub struct Case<'a> {
+    pub site: &'a Site,
+    pub settings: &'a Settings,
+    /// Contents of key files, tried on every encrypted device.
+    pub keys: &'a [Vec<u8>],
+    /// What the source says of it, if it does.
+    pub firmware: Option<Firmware>,
+}
+
+/// What came of a guest's repair.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    pub report: ChangeReport,
+    /// Whether it has virtio drivers for its disks and network.
+    pub virtio: bool,
+    /// Seconds for launching, inspecting, repairing and committing.
+    pub timings: Vec<(&'static str, f64)>,
+}
+
+impl Outcome {
+    /// A guest that stays as it is.
+    pub fn left(code: &str, reason: impl Into<String>) -> Self {
+        Self {
+            report: ChangeReport {
+                code: Some(code.to_owned()),
+                reason: Some(reason.into()),
+                ..ChangeReport::default()
+            },
+            ..Self::default()
+        }
+    }
+}
+
+impl Refusal {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSystem => "no_system",
+            Self::Locked => "locked",
+            Self::Unsupported => "unsupported_guest",
+        }
+    }
+}
+
+/// Looks at the guest on these disks, which are only read.
+pub fn examine(
+    case: &Case<'_>,
+    drives: &[Drive],
+    observer: &dyn Observer,
+) -> Result<std::result::Result<Guest, (Refusal, String)>> {
+    let (mut session, _) = accel::launch(case.site, case.settings.accel, drives, observer)?;
+    match inspect::inspect(&mut session, case.keys, case.firmware, true)? {
+        Found::Nothing(refusal, reason) => Ok(Err((refusal, reason))),
+        Found::System(mut guest) => {
+            list_drivers(&mut Bench::new(&mut session), &mut guest)?;
+            Ok(Ok(*guest))
+        }
+    }
+}
+
+fn list_drivers(bench: &mut Bench<'_, '_>, guest: &mut Guest) -> Result<()> {
+    for kernel in &mut guest.kernels {
+        kernel.drivers = drivers::drivers(bench, kernel)?.unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Repairs the guest on the staged images of `directory`: all of it or nothing. A guest without a
+/// recipe is no error; one whose repair failed is, and its images are as they were.
+pub fn repair(
+    case: &Case<'_>,
+    directory: &Path,
+    images: &[Image],
+    observer: &dyn Observer,
+) -> Result<Outcome> {
+    let mut clock = Clock::default();
+    let overlays = Overlays::create(directory, images)?;
+    let drives = overlays.drives()?;
+    let (mut session, accel) = accel::launch(case.site, case.settings.accel, &drives, observer)?;
+    tracing::debug!("the appliance runs under {}", accel.as_str());
+    clock.lap("launch");
+    let mut guest = match inspect::inspect(&mut session, case.keys, case.firmware, false)? {
+        Found::System(guest) => *guest,
+        Found::Nothing(refusal, reason) => {
+            clock.lap("inspect");
+            let mut outcome = Outcome::left(refusal.as_str(), reason);
+            outcome.timings = clock.laps;
+            return Ok(outcome);
+        }
+    };
+    let mut bench = Bench::new(&mut session);
+    list_drivers(&mut bench, &mut guest)?;
+    clock.lap("inspect");
+    let virtio = repair::repair(&mut bench, &guest, case.settings)?;
+    let Bench {
+        changes,
+        skipped,
+        ran,
+        ..
+    } = bench;
+    session.shutdown()?;
+    clock.lap("repair");
+    let changes = report::archive(directory, &changes)?;
+    overlays.commit()?;
+    clock.lap("commit");
+    Ok(Outcome {
+        report: ChangeReport {
+            repaired: true,
+            found: Some(guest),
+            changes,
+            skipped,
+            ran,
+            ..ChangeReport::default()
+        },
+        virtio,
+        timings: clock.laps,
+    })
+}
+
+/// Seconds between one lap and the next.
+struct Clock {
+    last: Instant,
+    laps: Vec<(&'static str, f64)>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            last: Instant::now(),
+            laps: Vec::new(),
+        }
+    }
+}
+
+impl Clock {
+    fn lap(&mut self, name: &'static str) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.laps.push((name, (seconds * 1000.0).round() / 1000.0));
+        self.last = Instant::now();
+    }
+}
+
+/// Whether an error of a repair ends the job whatever the settings say.
+pub fn is_final(error: &crate::error::Error) -> bool {
+    matches!(error.kind, ErrorKind::Cancelled | ErrorKind::NoSpace)
+}
+
+/// The limits of a session on any host.
+pub fn site(work: &Path) -> Site {
+    Site {
+        work: work.to_path_buf(),
+        kvm_limit: Duration::from_secs(60),
+        launch_limit: Duration::from_secs(300),
+        session_limit: Duration::from_secs(1800),
+    }
+}

@@ -1,0 +1,93 @@
+//! The change report and the undo archive: what was found, every file that was changed, and its
+//! contents as they were.
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::model::{FileChange, Guest};
+use crate::error::{Error, ErrorKind, Result};
+
+pub const REPORT: &str = "change-report.json";
+/// The directory beside the image that holds the originals.
+pub const ARCHIVE: &str = "undo";
+
+/// `change-report.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ChangeReport {
+    pub repaired: bool,
+    /// A stable word for what was in the way, e.g. `no_system`, and its text.
+    pub code: Option<String>,
+    pub reason: Option<String>,
+    /// What was found, as it was before the repair.
+    pub found: Option<Guest>,
+    pub changes: Vec<Change>,
+    /// What was left as it is, and why.
+    pub skipped: Vec<String>,
+    /// Guest programs that were run.
+    pub ran: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Change {
+    pub path: String,
+    pub reason: String,
+    /// SHA-256 as `sha256:<hex>`; `None`: there was, or there is, no such file.
+    pub before: Option<String>,
+    pub after: Option<String>,
+    /// The original, beneath the result's directory.
+    pub original: Option<String>,
+}
+
+pub fn hash(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+/// Writes the originals into `directory`; returns what the report says of each change.
+pub fn archive(directory: &Path, changes: &[FileChange]) -> Result<Vec<Change>> {
+    let place = directory.join(ARCHIVE);
+    let mut told = Vec::with_capacity(changes.len());
+    for change in changes {
+        let mut original = None;
+        if let Some(bytes) = &change.before {
+            std::fs::create_dir_all(&place).map_err(|e| Error::io("create", &place, e))?;
+            let name = format!("{ARCHIVE}/{}", told.len() + 1);
+            let path = directory.join(&name);
+            std::fs::write(&path, bytes).map_err(|e| Error::io("write", &path, e))?;
+            original = Some(name);
+        }
+        told.push(Change {
+            path: change.path.clone(),
+            reason: change.reason.clone(),
+            before: change.before.as_deref().map(hash),
+            after: change.after.as_deref().map(hash),
+            original,
+        });
+    }
+    Ok(told)
+}
+
+impl ChangeReport {
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        let path = directory.join(REPORT);
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| {
+            Error::new(ErrorKind::Internal, format!("write {REPORT}")).with_source(error)
+        })?;
+        text.push(b'\n');
+        std::fs::write(&path, text).map_err(|error| Error::io("write", &path, error))
+    }
+
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(REPORT);
+        let text = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+        serde_json::from_slice(&text).map_err(|error| {
+            Error::invalid(format!("{} cannot be read", path.display()))
+                .with_remedy("give the image in the directory that it was published in")
+                .with_source(error)
+        })
+    }
+}
