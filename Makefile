@@ -4,7 +4,7 @@
 #   check    format, lints, house style
 #   test     installs what the tests need (as root, or by sudo), then runs all of them
 #   demo     one disk through a daemon of your own, without root or systemd
-#   bench    speed, latency and load: all of it is written to BENCHMARKS.md, or ROWS="raw xfs" printed
+#   bench    speed, latency and load, written to BENCHMARKS.md; ROWS="raw xfs": only those, printed
 #   fuzz     one target per parser of what comes from outside, with CASES cases each
 #   install  programs, units, documents below $(DESTDIR)$(PREFIX)
 #   clean    removes what was built

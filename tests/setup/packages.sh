@@ -1,5 +1,5 @@
 #!/bin/sh
-# packages.sh demo|bench|test: installs the Debian packages whose programs are missing, and only those.
+# packages.sh demo|bench|test: installs the Debian packages whose programs are missing, no others.
 set -eu
 export PATH="$PATH:/usr/sbin:/sbin"
 

@@ -11,16 +11,16 @@ use queue::roots::Roots;
 /// Opens `owner` as `hyper2kvm convert` does: what lies beside it may be named absolutely, too.
 pub fn open(owner: &Path) -> Result<Appliance> {
     let job = owner.parent().unwrap();
-    open_in(&Roots::open(job, &[job.to_path_buf()])?, owner, true)
+    let roots = Roots::open(job, &[job.to_path_buf()])?;
+    source::open(&roots, owner, true, &unpacker())
 }
 
-/// Opens `owner`; what is compressed as a whole is unpacked to a nameless temporary file.
-pub fn open_in(roots: &Roots, owner: &Path, checksum: bool) -> Result<Appliance> {
-    let unpacker = Unpacker {
-        directory: &std::env::temp_dir(),
+/// For wrapped sources, where their content goes.
+pub fn unpacker() -> Unpacker<'static> {
+    Unpacker {
+        directory: Path::new("/tmp"),
         observer: &Unobserved,
-    };
-    source::open(roots, owner, checksum, &unpacker)
+    }
 }
 
 pub fn first_disk(owner: &Path) -> SourceDisk {

@@ -10,7 +10,7 @@ use hyper2kvm_tests::vhdx;
 /// Converts `owner` and returns the content digest.
 fn converts(owner: &Path, target: &Path) -> String {
     let report = copy(owner, target, &Plan::default()).unwrap_or_else(|error| fails(&error));
-    report.digest
+    report.digest.unwrap()
 }
 
 /// Writes `raw` as `container` (qemu-img's word) with `options` to `path`.

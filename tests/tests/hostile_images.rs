@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use converter::convert::{self, Plan};
 use converter::disk::Unobserved;
 use converter::error::{Error, ErrorKind, Result};
+use converter::source;
 use hyper2kvm_tests::daemon::Site;
+use hyper2kvm_tests::engine::unpacker;
 use hyper2kvm_tests::images::{self, qemu_img, text};
-use hyper2kvm_tests::{engine, vhd, vhdx, vmfs};
+use hyper2kvm_tests::{vhd, vhdx, vmfs};
 use queue::instance::config::Compress;
 use queue::roots::Roots;
 
@@ -420,7 +422,7 @@ fn ovf(dir: &Path, opening: &str) -> &'static str {
 /// Opens the owner and converts all of its disks, each with and without compression.
 fn convert(owner: &Path, target: &Path) -> Result<()> {
     let roots = Roots::open(owner.parent().unwrap(), &[])?;
-    let appliance = engine::open_in(&roots, owner, true)?;
+    let appliance = source::open(&roots, owner, true, &unpacker())?;
     for disk in &appliance.disks {
         for compress in [Compress::Zlib, Compress::None] {
             let plan = Plan {
@@ -506,7 +508,7 @@ fn each_gets_its_error_and_the_queue_works() {
 /// The guest's bytes of a drop, as a digest; an error if any of them cannot be had.
 fn content(owner: &Path, target: &Path) -> Result<String> {
     let roots = Roots::open(owner.parent().unwrap(), &[])?;
-    let appliance = engine::open_in(&roots, owner, false)?;
+    let appliance = source::open(&roots, owner, false, &unpacker())?;
     let disk = appliance
         .disks
         .first()
@@ -516,7 +518,8 @@ fn content(owner: &Path, target: &Path) -> Result<String> {
         threads: 1,
         ..Plan::default()
     };
-    Ok(convert::copy(disk, target, &plan, &Unobserved)?.digest)
+    let report = convert::copy(disk, target, &plan, &Unobserved)?;
+    Ok(report.digest.expect("a digest that was always wanted"))
 }
 
 /// Cut at every 4 KiB a file is refused, or it still holds all of the disk: never another disk.
@@ -643,7 +646,7 @@ fn a_source_that_shrinks_is_refused() {
                 options => qemu_img(&[&convert[..5], &["-o", options, from, to]].concat()),
             };
             let roots = Roots::open(dir.path(), &[]).unwrap();
-            let appliance = engine::open_in(&roots, &path, false).unwrap();
+            let appliance = source::open(&roots, &path, false, &unpacker()).unwrap();
             let file = File::options().write(true).open(&path).unwrap();
             let length = file.metadata().unwrap().len();
             file.set_len(length / 2).unwrap();

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use converter::convert::{self, Plan};
 use converter::disk::{Image, Stored, Unobserved};
-use converter::source::SourceDisk;
-use hyper2kvm_tests::engine;
+use converter::source::{self, SourceDisk};
+use hyper2kvm_tests::engine::unpacker;
 use hyper2kvm_tests::images::{self, qemu_img, text};
 use imago::file::File as ImagoFile;
 use imago::qcow2::Qcow2;
@@ -26,7 +26,7 @@ type Other<'a> = Box<dyn FnMut(u64, &mut [u8]) + 'a>;
 
 fn open(owner: &Path) -> SourceDisk {
     let roots = Roots::open(owner.parent().unwrap(), &[]).unwrap();
-    let appliance = engine::open_in(&roots, owner, true)
+    let appliance = source::open(&roots, owner, true, &unpacker())
         .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
     appliance.disks.into_iter().next().unwrap()
 }

@@ -52,10 +52,13 @@ pub struct Disk {
     pub grains_transplanted: u64,
     #[serde(default)]
     pub clusters_encoded: u64,
+    /// Bytes that the file shared with the source when it was written, by reflink.
+    #[serde(default)]
+    pub shared_bytes: u64,
     /// Source bytes that an earlier, interrupted attempt had read and that were not read again.
     #[serde(default)]
     pub resumed_bytes: u64,
-    /// Content digest, `blake3:<hex>`.
+    /// Content digest, `blake3:<hex>`; absent if not all data was read.
     pub digest: Option<String>,
     /// The file beside this one, e.g. `web-01-disk2.qcow2`.
     pub file: String,
@@ -137,6 +140,7 @@ mod tests {
                 output_bytes: 196_624,
                 grains_transplanted: 16,
                 clusters_encoded: 1,
+                shared_bytes: 0,
                 resumed_bytes: 512,
                 digest: Some("blake3:00".to_owned()),
                 file: "web-01.qcow2".to_owned(),

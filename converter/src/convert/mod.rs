@@ -8,8 +8,11 @@ mod fill;
 mod journal;
 mod keeper;
 pub mod metadata;
+mod output;
 mod pipeline;
+mod progress;
 mod resume;
+mod sharing;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -19,7 +22,7 @@ pub mod wishes;
 use std::fs::File;
 use std::path::Path;
 
-use queue::instance::config::{Compress, OutFormat};
+use queue::instance::config::{Compress, Digest, OutFormat};
 use serde::{Deserialize, Serialize};
 
 pub use self::resume::Resume;
@@ -39,6 +42,8 @@ pub struct Plan {
     pub compress_level: Option<u32>,
     /// Deflates every block itself, with back-references of at most 4 KiB.
     pub strict_window: bool,
+    /// Whether the digest is wanted even of data that need not be read.
+    pub digest: Digest,
     /// Worker threads; 0 is one per core. The result does not depend on it.
     pub threads: usize,
 }
@@ -50,6 +55,7 @@ impl Default for Plan {
             compress: Compress::None,
             compress_level: None,
             strict_window: false,
+            digest: Digest::Always,
             threads: 0,
         }
     }
@@ -62,8 +68,10 @@ pub struct DiskReport {
     pub source_bytes: u64,
     /// The target's length; of a raw target much of it may be holes.
     pub output_bytes: u64,
-    /// Content digest, `blake3:<hex>`; see `disk::ContentDigest`.
-    pub digest: String,
+    /// Content digest, `blake3:<hex>`; see `disk::ContentDigest`. `None`: not all data was read.
+    pub digest: Option<String>,
+    /// Bytes that the target shares with the source, by reflink.
+    pub shared_bytes: u64,
     /// Guest bytes in blocks that are not all zeros.
     pub data_bytes: u64,
     /// Guest bytes that were read and found to be zeros.
@@ -145,6 +153,7 @@ fn report(disk: &SourceDisk, outcome: Outcome, resumed_bytes: u64) -> DiskReport
         source_bytes: disk.source_bytes,
         output_bytes: outcome.output_bytes,
         digest: outcome.digest,
+        shared_bytes: outcome.shared_bytes,
         data_bytes,
         zero_bytes: disk.capacity_bytes.saturating_sub(data_bytes),
         hole_bytes: outcome.hole_bytes,
@@ -157,7 +166,8 @@ fn report(disk: &SourceDisk, outcome: Outcome, resumed_bytes: u64) -> DiskReport
 /// The content digest of a disk, its checksums verified, nothing written.
 pub fn digest(disk: &SourceDisk, threads: usize, observer: &dyn Observer) -> Result<String> {
     let start = pipeline::Start::afresh(disk);
-    Ok(pipeline::run(disk, None, start, threads, observer)?.digest)
+    let digest = pipeline::run(disk, None, start, threads, observer)?.digest;
+    digest.ok_or_else(|| Error::new(ErrorKind::Internal, "a disk was read without a digest"))
 }
 
 /// Opens a qcow2 that `copy` wrote, to be read again by `digest`.

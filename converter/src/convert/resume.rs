@@ -238,6 +238,7 @@ fn source_identity(disk: &SourceDisk, plan: &Plan) -> Result<Value> {
         "compress": plan.compress,
         "compress_level": plan.compress_level,
         "strict_window": plan.strict_window,
+        "digest": plan.digest,
         "disk": disk.name,
         "source_format": disk.format,
         "capacity_bytes": disk.capacity_bytes,

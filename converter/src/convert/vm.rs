@@ -105,6 +105,7 @@ pub fn vm(
     observer: &dyn Observer,
     on_disk: &mut dyn FnMut(usize, &SourceDisk),
 ) -> Result<Converted> {
+    let mut notes = appliance.notes.clone();
     let mut disks = Vec::with_capacity(appliance.disks.len());
     let mut described = Vec::with_capacity(appliance.disks.len());
     let mut files = Vec::with_capacity(appliance.disks.len());
@@ -131,11 +132,11 @@ pub fn vm(
             Some(resume) => copy_on(disk, &target, order.plan, resume, observer)?,
             None => copy(disk, &target, order.plan, observer)?,
         };
+        notes.extend(unread(disk, &report));
         described.push(describe(disk, &file, &report));
         disks.push(record(disk, &file, &report));
         files.push(file);
     }
-    let mut notes = appliance.notes.clone();
     notes.extend(appliance.machine.notes.iter().cloned());
     if order.libvirt.emit_domain_xml {
         notes.extend(write_domain(appliance, order, &files)?);
@@ -176,6 +177,17 @@ fn file_name(order: &Order<'_>, index: usize) -> String {
     }
 }
 
+/// Why there is no digest.
+fn unread(disk: &SourceDisk, report: &DiskReport) -> Option<String> {
+    report.digest.is_none().then(|| {
+        format!(
+            "{}: no content digest, for its data was shared with the source and not read; \
+             digest = \"always\" or --digest asks for it",
+            disk.name
+        )
+    })
+}
+
 fn record(disk: &SourceDisk, file: &str, report: &DiskReport) -> DiskRecord {
     DiskRecord {
         name: file.to_owned(),
@@ -183,7 +195,7 @@ fn record(disk: &SourceDisk, file: &str, report: &DiskReport) -> DiskRecord {
         virtual_size_bytes: report.virtual_size_bytes,
         source_bytes: report.source_bytes,
         output_bytes: report.output_bytes,
-        digest: Some(report.digest.clone()),
+        digest: report.digest.clone(),
         resumed_bytes: report.resumed_bytes,
     }
 }
@@ -197,8 +209,9 @@ fn describe(disk: &SourceDisk, file: &str, report: &DiskReport) -> Disk {
         output_bytes: report.output_bytes,
         grains_transplanted: report.grains_transplanted,
         clusters_encoded: report.clusters_encoded,
+        digest: report.digest.clone(),
+        shared_bytes: report.shared_bytes,
         resumed_bytes: report.resumed_bytes,
-        digest: Some(report.digest.clone()),
         file: file.to_owned(),
     }
 }

@@ -2,14 +2,18 @@
 //!
 //! The traits live here, below those that implement them (source, qcow2) and the one that drives
 //! them (convert). Nothing here knows a format.
+mod aligned;
 mod checksum;
 mod digest;
 mod layer;
+mod reflink;
 mod window;
 
+pub use aligned::{Aligned, PAGE_BYTES};
 pub use checksum::{Algorithm, Checksum};
 pub use digest::{BlockHash, ContentDigest, hash_block, is_zero};
 pub use layer::{Layer, brief};
+pub use reflink::is_known as is_reflink_known;
 pub use window::Window;
 
 use std::ops::Range;
@@ -106,6 +110,11 @@ pub trait Image: Send + Sync {
 
 /// Places guest blocks in a target file, in ascending guest order; the bytes are written by others.
 pub trait Layout: Send {
+    /// Whether blocks are placed one behind the other, in whatever order the guest has them.
+    fn is_dense(&self) -> bool {
+        true
+    }
+
     /// Where the non-zero block `index` (of `BLOCK_BYTES`) goes.
     fn place(&mut self, index: u64) -> Result<HostOffset>;
 

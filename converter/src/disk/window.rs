@@ -11,7 +11,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use super::corrupt;
+use super::{corrupt, reflink};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone)]
@@ -116,6 +116,28 @@ impl Window {
                 std::io::ErrorKind::UnexpectedEof => self.ends_early(offset_bytes, buffer.len()),
                 _ => Error::io("read", &self.path, error),
             })
+    }
+
+    /// The offset in the file of an offset in this window.
+    pub fn place(&self, offset_bytes: u64) -> u64 {
+        self.base_bytes.saturating_add(offset_bytes)
+    }
+
+    /// Shares a range with `target` at `at_bytes`, by reflink. False: it cannot be shared.
+    pub fn share(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        target: &File,
+        at_bytes: u64,
+    ) -> Result<bool> {
+        let end = offset_bytes.checked_add(length_bytes);
+        if end.is_none_or(|end| end > self.length_bytes) {
+            return Ok(false);
+        }
+        let place = self.place(offset_bytes);
+        reflink::share(&self.file, place, length_bytes, target, at_bytes)
+            .map_err(|error| Error::io("share blocks of", &self.path, error))
     }
 
     /// Reads `length_bytes`, which the caller has bounded, into fresh memory.

@@ -9,8 +9,8 @@ pub enum Class {
     Disk,
 }
 
-const DISKS: [&str; 9] = [
-    "vmdk", "ova", "vhd", "vhdx", "raw", "img", "ami", "qcow2", "vdi",
+const DISKS: [&str; 11] = [
+    "vmdk", "ova", "vhd", "avhd", "vhdx", "avhdx", "raw", "img", "ami", "qcow2", "vdi",
 ];
 const WRAPPERS: [&str; 3] = ["gz", "xz", "zst"];
 const UNFINISHED: [&str; 4] = [".part", ".tmp", ".filepart", ".crdownload"];
@@ -92,14 +92,24 @@ pub fn is_extent(name: &str, head: &[u8]) -> bool {
 }
 
 /// Whether a disk's name and first bytes say that it is one of a VM whose OVF or manifest may still
-/// come: `web-disk1.vmdk`, or a streamOptimized `web-1.vmdk`, which is how exports are written.
+/// come: `web-disk1.vmdk`, or a streamOptimized `web-1.vmdk`, which is how exports are written. Or
+/// that it is a snapshot's, of which there may be later ones: `web-000001.vmdk`, `.avhdx`.
 pub fn is_companion(name: &str, head: &[u8]) -> bool {
     let lower = stem(name).to_ascii_lowercase();
     let rest = lower.trim_end_matches(|c: char| c.is_ascii_digit());
     let number = lower.get(rest.len()..).unwrap_or_default();
     let separated = |rest: &str| rest.len() > 1 && rest.ends_with(['-', '_', '.', ' ']);
+    if [".avhd", ".avhdx"]
+        .iter()
+        .any(|end| name.to_ascii_lowercase().ends_with(end))
+    {
+        return true;
+    }
     if number.is_empty() {
         return false;
+    }
+    if number.len() == 6 && rest.ends_with('-') && name.to_ascii_lowercase().ends_with(".vmdk") {
+        return true;
     }
     if rest
         .trim_end_matches(['-', '_'])
@@ -203,6 +213,9 @@ mod tests {
             ("Web_Disk-002.vhd.gz", true),
             ("web-1.vmdk", true),
             ("web_12.vmdk", true),
+            ("web-000002.vmdk", true),
+            ("web_8A9F.avhdx", true),
+            ("web-000002.raw", false),
             ("web-01.vmdk", false),
             ("web.vmdk", false),
             ("disk1.vmdk", false),

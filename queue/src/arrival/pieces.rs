@@ -2,11 +2,12 @@
 //!
 //! Names are data. One that is not plainly beneath the owner's directory is no piece of the drop:
 //! it is left where it is, and opening it later is the business of `roots`.
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use crate::arrival::{candidate, xml};
+use crate::arrival::{candidate, parents, xml};
 use crate::error::{Error, Result};
 use crate::job::{Manifest, Priority, manifest};
 
@@ -21,6 +22,8 @@ pub struct Pieces {
     pub names: Vec<String>,
     /// Those of `names` without which the drop is whole all the same (`.mf`, `.cert`).
     pub optional: Vec<String>,
+    /// Whether the owner is a differencing disk: `names` hold its parent, and that one's.
+    pub has_parent: bool,
     /// Absolute names of a manifest's disks that lie outside the queue.
     pub outside: Vec<PathBuf>,
     pub vm_name: Option<String>,
@@ -50,12 +53,26 @@ impl Scope<'_> {
         direct: &mut dyn FnMut(&str) -> Result<Pieces>,
     ) -> Result<Pieces> {
         let mut pieces = direct(owner)?;
-        // A manifest's or OVF's disk may itself be a descriptor with extents.
-        for name in pieces.names.clone() {
-            let is_vmdk = name.to_ascii_lowercase().ends_with(".vmdk");
-            if is_vmdk && let Ok(below) = direct(&name) {
-                pieces.names.extend(below.names);
+        // A manifest's or OVF's disk may itself be a descriptor with extents, and a parent's parent
+        // belongs to the chain.
+        let mut known: BTreeSet<String> = pieces.names.iter().cloned().collect();
+        let mut next = 0;
+        while let Some(name) = pieces.names.get(next).cloned()
+            && pieces.names.len() < MAX_PIECES
+        {
+            next += 1;
+            let is_disk = candidate::classify(&name) == Some(candidate::Class::Disk);
+            if is_disk
+                && name != owner
+                && let Ok(below) = direct(&name)
+            {
+                let fresh = below.names.into_iter().filter(|n| known.insert(n.clone()));
+                pieces.names.extend(fresh);
             }
+        }
+        if pieces.has_parent && known.contains(owner) {
+            // A chain that leads back into itself has no leaf: each of its disks is refused alone.
+            pieces.names.clear();
         }
         pieces.names.sort_unstable();
         pieces.names.dedup();
@@ -76,9 +93,22 @@ impl Scope<'_> {
             Some(candidate::Class::Disk) if is_descriptor_file(&path) => {
                 Ok(self.of_descriptor(owner, &read(&path, MAX_TEXT_BYTES)?))
             }
-            Some(candidate::Class::Disk) => Ok(self.of_ova(owner, &path).unwrap_or_default()),
+            Some(candidate::Class::Disk) => Ok(self
+                .of_differencing(owner, &path)
+                .or_else(|| self.of_ova(owner, &path))
+                .unwrap_or_default()),
             None => Ok(Pieces::default()),
         }
+    }
+
+    /// A differencing disk owns its parent, which lies beside it.
+    fn of_differencing(&self, owner: &str, path: &Path) -> Option<Pieces> {
+        let parent = parents::parent_name(&open(path).ok()?)?;
+        Some(Pieces {
+            names: vec![self.resolve(owner, &parent)?],
+            has_parent: true,
+            ..Pieces::default()
+        })
     }
 
     /// An OVA owns nothing outside itself; its OVF, which comes first (DSP0243, 5.3), names the VM.
@@ -130,6 +160,7 @@ impl Scope<'_> {
         Pieces {
             names: names.collect(),
             optional: Vec::new(),
+            has_parent: false,
             outside: manifest
                 .disks
                 .iter()
@@ -194,8 +225,10 @@ impl Scope<'_> {
             .filter_map(|line| line.split('"').nth(1))
             .take(MAX_PIECES)
             .filter_map(|name| self.resolve(owner, name));
+        let parent = parents::of_descriptor(&text).and_then(|name| self.resolve(owner, &name));
         Pieces {
-            names: names.collect(),
+            has_parent: parent.is_some(),
+            names: names.chain(parent).collect(),
             ..Pieces::default()
         }
     }

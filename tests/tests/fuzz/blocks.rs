@@ -45,7 +45,8 @@ fn mend_vhd(image: &mut Image) {
 
 fn vhd_structures(bytes: &[u8]) -> Vec<Range<usize>> {
     let tail = bytes.len() - 512;
-    let mut hot = vec![tail..tail + 88];
+    let mut hot = Vec::new();
+    hot.push(tail..tail + 88);
     if bytes.starts_with(b"conectix") {
         let table = be(bytes, 512 + 16, 8);
         hot.extend([0..88, 512..600, 512 + 64..512 + 100, 512 + 576..512 + 632]);

@@ -80,6 +80,9 @@ pub struct ConvertArgs {
     /// With zlib: carry no stream of the source over, deflate with a window of 4 KiB
     #[arg(long)]
     pub strict_window: bool,
+    /// Compute the content digest even of data that is shared by reflink and need not be read
+    #[arg(long)]
+    pub digest: bool,
     /// Name the VM; else its source's own name
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,

@@ -7,7 +7,7 @@ use converter::convert::wishes::Wishes;
 use converter::error::{Error, ErrorKind, Result};
 use converter::source::{self, Appliance, Unpacker};
 use queue::instance::Config;
-use queue::instance::config::Libvirt;
+use queue::instance::config::{Digest, Libvirt};
 use queue::job::{DiskRecord, VmName};
 use queue::roots::Roots;
 use serde::Serialize;
@@ -184,6 +184,9 @@ fn wishes(args: &ConvertArgs, roots: &Roots, owner: &Path, place: &Place) -> Res
     let plan = &mut wishes.plan;
     plan.threads = args.threads;
     plan.strict_window = args.strict_window;
+    if args.digest {
+        plan.digest = Digest::Always;
+    }
     if let Some(format) = args.format {
         plan.format = format.into();
         wishes.first_file = None;
@@ -228,7 +231,7 @@ fn show(outcome: &Outcome) {
             output::plain(&disk.source_format),
             indicatif::BinaryBytes(disk.output_bytes),
             indicatif::BinaryBytes(disk.virtual_size_bytes),
-            disk.digest.as_deref().unwrap_or_default(),
+            disk.digest.as_deref().unwrap_or("without a digest"),
         ));
     }
     for note in &outcome.notes {
