@@ -4,8 +4,8 @@
 #   check    format, lints, house style
 #   test     installs what the tests need (as root, or by sudo), then runs all of them
 #   demo     one disk through a daemon of your own, without root or systemd
-#   bench    speed, latency and load: all of it is written to BENCHMARKS.md, or ROWS="raw xfs" printed
-#   fuzz     the tests that damage inputs at random, with CASES of them each
+#   bench    speed, latency and load, written to BENCHMARKS.md; ROWS="raw xfs": only those, printed
+#   fuzz     one target per parser of what comes from outside, with CASES cases each
 #   install  programs, units, documents below $(DESTDIR)$(PREFIX)
 #   clean    removes what was built
 SHELL := /bin/bash
@@ -63,9 +63,11 @@ bench: rust
 	$(CARGO) run --release --locked -p hyper2kvm-tests --bin bench -- \
 	  $(if $(INPUTS),--inputs $(INPUTS)) $(ROWS)
 
+# Optimised, yet with the checks of a debug build: an overflow is a finding.
 fuzz: rust
-	PROPTEST_CASES=$(CASES) $(CARGO) test --release --locked --workspace --lib --test "golden_*" -- \
-	  do_no_harm never_panic
+	PROPTEST_CASES=$(CASES) CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true \
+	  CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true \
+	  $(CARGO) test --release --locked -p hyper2kvm-tests --test fuzz -- --nocapture
 
 install: BIN = $(or $(BIN_DIR),$(TARGET_DIR)/release)
 install: SHARE = $(DESTDIR)$(PREFIX)/share/doc/hyper2kvm

@@ -1,6 +1,7 @@
 //! What the whole-program tests share.
 pub mod daemon;
 pub mod deflate;
+pub mod engine;
 pub mod enumerate;
 pub mod guest;
 pub mod images;
@@ -9,4 +10,6 @@ pub mod model;
 pub mod mount;
 pub mod programs;
 pub mod scene;
+pub mod vhd;
+pub mod vhdx;
 pub mod vmfs;

@@ -376,11 +376,13 @@ pub fn convert(process: &Process, job: &Job, owner: &str) -> Result<Product> {
     let file = format!("{vm}.qcow2");
     let staging = job.staging_dir();
     // What an earlier attempt left, if it had a journal.
-    for left in ["domain.xml", &file] {
-        process.remove_file(&staging.join(left))?;
+    for (name, text) in [(&*file, &*result_text(owner)), ("domain.xml", "<domain/>")] {
+        let path = staging.join(name);
+        if process.read(&path, 1 << 20)?.as_deref() != Some(text.as_bytes()) {
+            process.remove_file(&path)?;
+            process.write(&path, text.as_bytes())?;
+        }
     }
-    process.write(&staging.join(&file), result_text(owner).as_bytes())?;
-    process.write(&staging.join("domain.xml"), b"<domain/>")?;
     let half = staging.join("half");
     if process.stat(&half)?.is_some() {
         process.sync(&staging.join(&file))?;

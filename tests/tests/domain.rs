@@ -64,6 +64,7 @@ fn disks(name: &VmName, count: usize, format: OutFormat) -> Vec<DomainDisk> {
                     .join(name.as_str())
                     .join(file),
                 format,
+                sector_bytes: 512,
             }
         })
         .collect()
@@ -135,6 +136,7 @@ fn weird_names_stay_data() {
         places.push(DomainDisk {
             path: PathBuf::from("/srv/it's \"here\" & <there>/50% ü.raw"),
             format: OutFormat::Raw,
+            sector_bytes: 512,
         });
         let domain = domain_xml(&DomainSpec {
             name: &name,

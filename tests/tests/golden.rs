@@ -5,21 +5,12 @@ use std::path::{Path, PathBuf};
 use converter::convert::{self, DiskReport, Plan};
 use converter::disk::Unobserved;
 use converter::error::ErrorKind;
-use converter::source::{self, Appliance};
+use hyper2kvm_tests::engine::{copy, fails, open};
 use hyper2kvm_tests::images;
 use queue::instance::config::{Compress, OutFormat};
-use queue::roots::Roots;
-
-fn open(owner: &Path) -> converter::error::Result<Appliance> {
-    let roots = Roots::open(owner.parent().unwrap(), &[]).unwrap();
-    source::open(&roots, owner, true)
-}
 
 fn copy_with(owner: &Path, target: &Path, plan: &Plan) -> DiskReport {
-    let appliance = open(owner).unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
-    let disk = appliance.disks.first().unwrap();
-    convert::copy(disk, target, plan, &Unobserved)
-        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()))
+    copy(owner, target, plan).unwrap_or_else(|error| fails(&error))
 }
 
 fn plan(threads: usize) -> Plan {
@@ -50,14 +41,15 @@ fn converts(owner: &Path, raw: &Path, dir: &Path) -> String {
         );
         assert!(bytes == std::fs::read(&other).unwrap(), "{threads} threads");
     }
-    assert_eq!(convert::digest_of_qcow2(&target).unwrap(), report.digest);
-    packs(owner, raw, dir, &report.digest);
+    let digest = report.digest.clone().unwrap();
+    assert_eq!(convert::digest_of_qcow2(&target).unwrap(), digest);
+    packs(owner, raw, dir, &digest);
     let raw_target = dir.join("1.raw");
     let format = OutFormat::Raw;
     let raw_report = copy_with(owner, &raw_target, &Plan { format, ..plan(2) });
     assert_eq!(raw_report.digest, report.digest);
     images::judge(raw, &raw_target, "raw");
-    report.digest
+    digest
 }
 
 /// The same, compressed; a grain that comes deflated is carried over as it is.
@@ -73,7 +65,7 @@ fn packs(owner: &Path, raw: &Path, dir: &Path, digest: &str) {
                 ..plan(threads)
             },
         );
-        assert_eq!(report.digest, digest);
+        assert_eq!(report.digest.as_deref(), Some(digest));
         (target, report.output_bytes)
     };
     let (target, output_bytes) = packed(1);

@@ -2,21 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a panic is how a test fails
 use std::path::{Path, PathBuf};
 
-use converter::convert::{self, DiskReport, Plan};
-use converter::disk::{Stored, Unobserved};
-use converter::error::{ErrorKind, Result};
-use converter::source::{self, Appliance};
+use converter::convert::{DiskReport, Plan};
+use converter::error::ErrorKind;
+use hyper2kvm_tests::engine::{copy, fails, open, walk};
 use hyper2kvm_tests::images;
 use proptest::prelude::*;
 use queue::instance::config::Compress;
-use queue::roots::Roots;
-
-fn open(owner: &Path) -> Result<Appliance> {
-    // As `hyper2kvm convert` does: what lies beside the source may be named absolutely, too.
-    let job = owner.parent().unwrap();
-    let roots = Roots::open(job, &[job.to_path_buf()])?;
-    source::open(&roots, owner, true)
-}
 
 fn converts(owner: &Path, raw: &Path, compress: Compress) -> DiskReport {
     let plan = Plan {
@@ -25,8 +16,7 @@ fn converts(owner: &Path, raw: &Path, compress: Compress) -> DiskReport {
         ..Plan::default()
     };
     let target = raw.with_extension("converted.qcow2");
-    let appliance = open(owner).unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
-    let report = convert::copy(&appliance.disks[0], &target, &plan, &Unobserved).unwrap();
+    let report = copy(owner, &target, &plan).unwrap_or_else(|error| fails(&error));
     images::judge(raw, &target, "qcow2");
     std::fs::remove_file(&target).unwrap();
     report
@@ -205,28 +195,6 @@ fn nothing_outside_is_read() {
     ]);
     let error = open(&path).err().unwrap();
     assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
-}
-
-/// Opens the image and walks and reads its whole map.
-fn walk(owner: &Path) {
-    let Ok(appliance) = open(owner) else { return };
-    let image = &appliance.disks[0].image;
-    let mut end = 0;
-    for extent in image.extents() {
-        let Ok(extent) = extent else { return };
-        assert_eq!(extent.start.0, end, "the map has gaps");
-        assert!(extent.length_bytes > 0, "the map does not move");
-        end += extent.length_bytes;
-        if let Stored::Packed { unit, .. } = extent.stored {
-            let file = &image.files()[unit.file];
-            let stored = file
-                .read_vec(unit.offset.0, unit.limit_bytes as usize)
-                .unwrap();
-            let mut out = vec![0; unit.unpacked_bytes as usize];
-            let _ = image.unpack(&unit, &stored, &mut out);
-        }
-    }
-    assert_eq!(end, image.capacity_bytes());
 }
 
 proptest! {

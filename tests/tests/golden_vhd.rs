@@ -1,26 +1,16 @@
 //! VHDs that qemu-img wrote, in every form it has: the guest sees the same, qemu-img is the judge.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a panic is how a test fails
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use converter::convert::{self, Plan};
-use converter::disk::Unobserved;
-use converter::source::{self, SourceDisk};
+use converter::convert::Plan;
+use hyper2kvm_tests::engine::{copy, fails, first_disk};
 use hyper2kvm_tests::images::{self, qemu_img, text};
-use queue::roots::Roots;
-
-fn open(owner: &Path) -> SourceDisk {
-    let roots = Roots::open(owner.parent().unwrap(), &[]).unwrap();
-    let appliance = source::open(&roots, owner, true)
-        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
-    appliance.disks.into_iter().next().unwrap()
-}
+use hyper2kvm_tests::vhdx;
 
 /// Converts `owner` and returns the content digest.
 fn converts(owner: &Path, target: &Path) -> String {
-    let report = convert::copy(&open(owner), target, &Plan::default(), &Unobserved)
-        .unwrap_or_else(|error| panic!("{error}: {:?}", error.chain()));
-    report.digest
+    let report = copy(owner, target, &Plan::default()).unwrap_or_else(|error| fails(&error));
+    report.digest.unwrap()
 }
 
 /// Writes `raw` as `container` (qemu-img's word) with `options` to `path`.
@@ -58,7 +48,7 @@ fn every_form(
     for (number, (options, kind, keeps_size)) in forms.iter().enumerate() {
         let path = dir.path().join(format!("{number}.{extension}"));
         write(&raw, container, options, &path);
-        assert_eq!(open(&path).format, format!("{extension} ({kind})"));
+        assert_eq!(first_disk(&path).format, format!("{extension} ({kind})"));
         let target = dir.path().join(format!("{number}.qcow2"));
         let found = converts(&path, &target);
         same(container, &path, &target);
@@ -144,42 +134,6 @@ fn vhdx_of_two_chunks() {
     every_form(two_chunks, "vhdx", "vhdx", &VHDX[2..3]);
 }
 
-/// CRC-32C of a header whose sum, bytes 4 to 8, counts as zeros ([MS-VHDX] 2.2.2).
-fn sum(header: &[u8]) -> u32 {
-    let mut crc = !0u32;
-    for (at, byte) in header.iter().enumerate() {
-        crc ^= u32::from(if (4..8).contains(&at) { 0 } else { *byte });
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
-        }
-    }
-    !crc
-}
-
-/// Makes of a VHDX that qemu-io wrote what is left if it dies before it writes the BAT: the BAT is
-/// empty, and the headers say that the log, which has it, is to be replayed.
-fn lose_the_bat(path: &Path) {
-    const LOG_AT: u64 = 1 << 20;
-    let file = std::fs::File::options().read(true).write(true).open(path);
-    let file = file.unwrap();
-    let mut entry = [0; 4096];
-    file.read_exact_at(&mut entry, LOG_AT).unwrap();
-    assert!(entry.starts_with(b"loge"), "qemu-io left no log entry");
-    let bat_at = u64::from_le_bytes(entry[64 + 16..64 + 24].try_into().unwrap());
-    let mut bat = [0; 4096];
-    file.read_exact_at(&mut bat, bat_at).unwrap();
-    assert_ne!(bat, [0; 4096], "the log's entry is not the BAT's");
-    file.write_all_at(&[0; 4096], bat_at).unwrap();
-    for header_at in [64 << 10, 128 << 10] {
-        let mut header = [0; 4096];
-        file.read_exact_at(&mut header, header_at).unwrap();
-        header[48..64].copy_from_slice(&entry[32..48]);
-        let sum = sum(&header);
-        header[4..8].copy_from_slice(&sum.to_le_bytes());
-        file.write_all_at(&header, header_at).unwrap();
-    }
-}
-
 /// QEMU replays the same log by writing it into the file; afterwards it sees what we saw before.
 #[test]
 fn vhdx_with_a_log_to_replay() {
@@ -198,7 +152,7 @@ fn vhdx_with_a_log_to_replay() {
     ]);
     let write = ["-f", "vhdx", "-c", "write -P 7 3M 1000k", text(&path)];
     images::run("qemu-utils", "qemu-io", &write);
-    lose_the_bat(&path);
+    vhdx::lose_the_bat(&path);
     let before = std::fs::read(&path).unwrap();
     let target = dir.path().join("vm.qcow2");
     converts(&path, &target);

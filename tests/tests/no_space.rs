@@ -56,3 +56,28 @@ fn a_full_output_fails_one_job_only() {
     images::judge(&small, &site.link("small"), "qcow2");
     daemon.stop();
 }
+
+#[test]
+fn a_bomb_of_data_ends_before_the_file_system_is_full() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "needs root, to mount a tmpfs of limited size"
+    );
+    let site = Site::new("settle_seconds = 0\n[retry]\nmax_retries = 0\n");
+    let _mount = Mount::tmpfs(&site.directories.output, "128M");
+    let bomb = site.top.path().join("bomb.raw");
+    fs::write(&bomb, vec![7; 1 << 30]).unwrap();
+    images::run("gzip", "gzip", &["-1f", images::text(&bomb)]);
+    let bomb = bomb.with_extension("raw.gz");
+    assert!(fs::metadata(&bomb).unwrap().len() < 8 << 20);
+    let mut daemon = site.start();
+    site.deliver(&bomb, "bomb.raw.gz");
+    daemon.wait(120, "the bomb failed", || {
+        site.error("bomb").exists() && site.is_quiet()
+    });
+    let error = fs::read_to_string(site.error("bomb")).unwrap();
+    assert!(error.contains("does not fit in"), "{error}");
+    let free_bytes = queue::instance::free_bytes(&site.directories.output).unwrap();
+    assert!(free_bytes > 120 << 20, "{free_bytes} bytes are free");
+    daemon.stop();
+}

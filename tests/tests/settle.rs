@@ -267,3 +267,37 @@ fn names_of_every_sort() {
     expect_done(&site, &mut daemon, "after", &[("after.qcow2", &raw)]);
     daemon.stop();
 }
+
+#[test]
+fn a_disk_and_its_backing_file_are_one_job() {
+    let site = Site::new(CONFIG);
+    let top = site.top.path();
+    let raw = images::raw_disk(
+        &top.join("a.raw"),
+        2 << 20,
+        &[(65_536, &images::noise(8, 300_000))],
+    );
+    let mut daemon = site.start();
+    for way in [Way::Renamed, Way::Copied] {
+        for number in 0..2 {
+            let vm = format!("chain-{way:?}-{number}");
+            let dir = top.join(&vm);
+            fs::create_dir(&dir).unwrap();
+            let (base, leaf) = (format!("{vm}-base.qcow2"), format!("{vm}.qcow2"));
+            let [base_path, leaf_path] = [&base, &leaf].map(|name| dir.join(name));
+            let convert = ["convert", "-f", "raw", "-O", "qcow2"];
+            images::qemu_img(&[&convert[..], &[text(&raw), text(&base_path)]].concat());
+            let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base];
+            images::qemu_img(&[&create[..], &[text(&leaf_path)]].concat());
+            for file in &orders(&files_of(&dir))[number] {
+                bring(&site, way, file);
+            }
+            let result = format!("{vm}.qcow2");
+            expect_done(&site, &mut daemon, &vm, &[(&result, &raw)]);
+            let alone = site.directories.output.join(format!("{vm}-base"));
+            assert!(!alone.exists(), "the base is a part of {vm}");
+        }
+    }
+    assert!(site.drops().is_empty(), "{:?}", site.drops());
+    daemon.stop();
+}

@@ -2,7 +2,7 @@
 //!
 //! The same for blocks that are converted now and for those that a journal tells of.
 use super::journal::Record;
-use crate::disk::{BLOCK_BYTES, ContentDigest, HostOffset, Layout};
+use crate::disk::{BLOCK_BYTES, BlockHash, ContentDigest, HostOffset, Layout};
 use crate::error::Result;
 
 /// Blocks that are not all zeros.
@@ -15,7 +15,9 @@ pub(super) struct Tally {
 }
 
 pub(super) struct Account {
-    pub digest: ContentDigest,
+    digest: ContentDigest,
+    /// A block was shared without reading it: its hash is left out.
+    is_unread: bool,
     pub blocks: Tally,
 }
 
@@ -33,8 +35,14 @@ impl Account {
     pub fn new(capacity_bytes: u64) -> Self {
         Self {
             digest: ContentDigest::new(capacity_bytes),
+            is_unread: false,
             blocks: Tally::default(),
         }
+    }
+
+    /// Of all blocks; `None` if one was not read.
+    pub fn digest(&self) -> Option<String> {
+        (!self.is_unread).then(|| self.digest.finish())
     }
 
     /// Enters a block and gives it its place; `None` without a target.
@@ -44,6 +52,7 @@ impl Account {
         layout: Option<&mut (dyn Layout + '_)>,
     ) -> Result<Option<HostOffset>> {
         let is_packed = record.packed_bytes > 0;
+        self.is_unread |= record.hash == BlockHash::default();
         self.digest.add(record.index, &record.hash);
         self.blocks.all += 1;
         self.blocks.transplanted += u64::from(record.is_transplant);

@@ -97,6 +97,23 @@ impl Packer {
     }
 }
 
+/// Fills `blocks` with those that the batch stores something of: unread, hashes left out.
+pub(super) fn touch(batch: &Batch, blocks: &mut Vec<Block>) {
+    blocks.clear();
+    let mut next = 0;
+    for piece in &batch.pieces {
+        let first = (piece.start.0 / BLOCK_BYTES).max(next);
+        let end = piece.start.0.saturating_add(piece.length_bytes);
+        next = end.div_ceil(BLOCK_BYTES).max(next);
+        blocks.extend((first..next).map(|index| Block {
+            index,
+            hash: BlockHash::default(),
+            packed: None,
+            is_transplant: false,
+        }));
+    }
+}
+
 /// Fills `blocks` with the batch's non-zero blocks, in order.
 pub(super) fn find(
     buffer: &mut Buffer,
@@ -112,9 +129,9 @@ pub(super) fn find(
             continue;
         }
         let transplant = buffer.transplants.iter().find(|(block, _)| *block == index);
-        let is_transplant = transplant.is_some();
+        let is_transplant = transplant.is_some_and(|(_, range)| range.is_some());
         let packed = match (transplant, packer.as_mut()) {
-            (Some((_, range)), _) => Some(range.clone()),
+            (Some((_, range)), _) => range.clone(),
             (None, Some(packer)) => packer.pack(bytes, &mut buffer.packed),
             (None, None) => None,
         };

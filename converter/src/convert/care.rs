@@ -64,7 +64,7 @@ pub fn care(
             .iter()
             .map(|disk| disk.name.clone())
             .collect();
-        write_domain(&hardware, order, &files, devices)?;
+        write_domain(&hardware, &appliance.disks, order, &files, devices)?;
     }
     tell(converted, outcome, order.directory)?;
     if wants_proof {
@@ -136,8 +136,12 @@ fn measure(order: &Order<'_>, converted: &mut Converted, observer: &dyn Observer
         .zip(&mut converted.disks);
     for (described, record) in told {
         let path = order.directory.join(&described.file);
-        let digest = digest_of(&path, order.plan.format == OutFormat::Raw, observer)?;
-        if described.digest.as_ref() != Some(&digest) {
+        let is_raw = order.plan.format == OutFormat::Raw;
+        // A digest that was left out is left out here, too.
+        if described.digest.is_some()
+            && let digest = digest_of(&path, is_raw, observer)?
+            && described.digest.as_ref() != Some(&digest)
+        {
             described.source_digest = described.digest.replace(digest.clone());
             record.digest = Some(digest);
         }

@@ -139,8 +139,8 @@ fn head(disk: &SourceDisk) -> Result<Vec<u8>> {
         Some(first) if first.start == GuestOffset(0) => {
             let mut buffer = Buffer::new(false);
             buffer.fill(disk.image.as_ref(), &first)?;
-            buffer.guest.truncate(length);
-            Ok(buffer.guest)
+            let head = buffer.guest.get(..length).unwrap_or_default();
+            Ok(head.to_vec())
         }
         _ => Ok(vec![0; length]),
     }

@@ -2,7 +2,7 @@
 use std::ops::Range;
 
 use super::batch::{BATCH_BYTES, Batch};
-use crate::disk::{BLOCK_BYTES, Extent, HostOffset, Image, Packed, Stored, Window};
+use crate::disk::{Aligned, BLOCK_BYTES, Extent, HostOffset, Image, Packed, Stored, Window};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Packed units that lie close together are read at once, up to this span.
@@ -11,11 +11,14 @@ const SPAN_BYTES: u64 = 2 * BATCH_BYTES;
 /// One thread's memory; it grows to the largest unit met and no further.
 pub(super) struct Buffer {
     /// The guest's bytes of the batch that was read last.
-    pub guest: Vec<u8>,
+    pub guest: Aligned,
     /// The deflate streams of the batch's blocks, for a compressed target.
     pub packed: Vec<u8>,
-    /// Blocks whose stream came with the source, and where in `packed` it is.
-    pub transplants: Vec<(u64, Range<usize>)>,
+    /// Blocks whose stream came with the source, and where in `packed` it is; `None`: the source's
+    /// writer found that the block does not shrink.
+    pub transplants: Vec<(u64, Option<Range<usize>>)>,
+    /// For what has to be aligned to be written.
+    pub spare: Option<Aligned>,
     stored: Vec<u8>,
     unpacked: Vec<u8>,
     keeps_streams: bool,
@@ -25,7 +28,8 @@ impl Buffer {
     /// `keeps_streams`: what the source deflated block by block is wanted as it is, too.
     pub fn new(keeps_streams: bool) -> Self {
         Self {
-            guest: vec![0; BATCH_BYTES as usize],
+            guest: Aligned::zeros(BATCH_BYTES as usize),
+            spare: None,
             packed: Vec::new(),
             transplants: Vec::new(),
             stored: Vec::new(),
@@ -36,7 +40,7 @@ impl Buffer {
 
     /// Reads `batch` into `guest`. Returns how many stored bytes that took.
     pub fn fill(&mut self, image: &dyn Image, batch: &Batch) -> Result<u64> {
-        self.guest.fill(0);
+        clear_gaps(&mut self.guest, batch);
         self.packed.clear();
         self.transplants.clear();
         let mut read_bytes = 0u64;
@@ -116,19 +120,37 @@ impl Buffer {
             let is_block = whole
                 && unit.unpacked_bytes == BLOCK_BYTES
                 && unit.guest.0.is_multiple_of(BLOCK_BYTES);
-            let shorter = |stream: &Range<usize>| stream.len() < BLOCK_BYTES as usize;
-            let stream = unpacked.deflate.filter(shorter);
-            if let Some(stream) = stream.filter(|_| self.keeps_streams && is_block) {
-                let stream = stored.get(stream).ok_or_else(outside)?;
-                let start = self.packed.len();
-                self.packed.extend_from_slice(stream);
-                let range = start..self.packed.len();
+            let stream = unpacked.deflate.filter(|_| self.keeps_streams && is_block);
+            if let Some(stream) = stream {
+                let range = if stream.len() < BLOCK_BYTES as usize {
+                    let stream = stored.get(stream).ok_or_else(outside)?;
+                    let start = self.packed.len();
+                    self.packed.extend_from_slice(stream);
+                    Some(start..self.packed.len())
+                } else {
+                    None
+                };
                 self.transplants.push((unit.guest.0 / BLOCK_BYTES, range));
             }
             read_bytes = read_bytes.saturating_add(unpacked.stored_bytes);
         }
         Ok(read_bytes)
     }
+}
+
+/// Zeros where nothing is stored; the rest is about to be read.
+fn clear_gaps(guest: &mut [u8], batch: &Batch) {
+    let mut rest = guest;
+    let mut at = batch.start.0;
+    for piece in &batch.pieces {
+        let gap = (piece.start.0.saturating_sub(at) as usize).min(rest.len());
+        let (zeros, behind) = rest.split_at_mut(gap);
+        zeros.fill(0);
+        let length = (piece.length_bytes as usize).min(behind.len());
+        (_, rest) = behind.split_at_mut(length);
+        at = piece.start.0.saturating_add(piece.length_bytes);
+    }
+    rest.fill(0);
 }
 
 /// How many of the first pieces can be read at once.

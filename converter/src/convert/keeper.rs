@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::DiskReport;
 use super::journal::{Checkpoint, Kind, Writer};
-use super::resume::Resume;
+use super::resume::{self, Resume};
 use crate::disk::Observer;
 use crate::error::{Error, Result};
 
@@ -182,14 +183,15 @@ impl<'a> Keeper<'a> {
         self.save(&records, checkpoint)
     }
 
-    /// The disk is finished; `report` says what came of it. Alone and small, it needs no journal.
-    pub fn conclude(&self, report: &str) -> Result<()> {
+    /// The disk is finished. Alone and small, it needs no journal.
+    pub fn conclude(&self, report: &DiskReport) -> Result<()> {
         let is_wanted = self.resume.has_more || lock(&self.writer).is_some();
         if !is_wanted || lock(&self.book).is_off {
             return Ok(());
         }
         self.sync_image()?;
-        self.note(|writer| writer.append(Kind::Done, report.as_bytes()));
+        let text = resume::finished(&self.image, report)?;
+        self.note(|writer| writer.append(Kind::Done, text.as_bytes()));
         Ok(())
     }
 

@@ -57,10 +57,13 @@ pub struct Disk {
     pub grains_transplanted: u64,
     #[serde(default)]
     pub clusters_encoded: u64,
+    /// Bytes that the file shared with the source when it was written, by reflink.
+    #[serde(default)]
+    pub shared_bytes: u64,
     /// Source bytes that an earlier, interrupted attempt had read and that were not read again.
     #[serde(default)]
     pub resumed_bytes: u64,
-    /// Content digest, `blake3:<hex>`.
+    /// Content digest, `blake3:<hex>`; absent if not all data was read.
     pub digest: Option<String>,
     /// The source's, where the repair changed the content.
     #[serde(default)]
@@ -156,6 +159,7 @@ mod tests {
                 output_bytes: 196_624,
                 grains_transplanted: 16,
                 clusters_encoded: 1,
+                shared_bytes: 0,
                 resumed_bytes: 512,
                 digest: Some("blake3:00".to_owned()),
                 source_digest: None,

@@ -10,9 +10,12 @@ mod fill;
 mod journal;
 mod keeper;
 pub mod metadata;
+mod output;
 mod pipeline;
+mod progress;
 mod resume;
 pub mod reverse;
+mod sharing;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -22,7 +25,7 @@ pub mod wishes;
 use std::fs::File;
 use std::path::Path;
 
-use queue::instance::config::{Compress, OutFormat};
+use queue::instance::config::{Compress, Digest, OutFormat};
 use serde::{Deserialize, Serialize};
 
 pub use self::resume::Resume;
@@ -42,6 +45,8 @@ pub struct Plan {
     pub compress_level: Option<u32>,
     /// Deflates every block itself, with back-references of at most 4 KiB.
     pub strict_window: bool,
+    /// Whether the digest is wanted even of data that need not be read.
+    pub digest: Digest,
     /// Worker threads; 0 is one per core. The result does not depend on it.
     pub threads: usize,
 }
@@ -53,6 +58,7 @@ impl Default for Plan {
             compress: Compress::None,
             compress_level: None,
             strict_window: false,
+            digest: Digest::Always,
             threads: 0,
         }
     }
@@ -65,8 +71,10 @@ pub struct DiskReport {
     pub source_bytes: u64,
     /// The target's length; of a raw target much of it may be holes.
     pub output_bytes: u64,
-    /// Content digest, `blake3:<hex>`; see `disk::ContentDigest`.
-    pub digest: String,
+    /// Content digest, `blake3:<hex>`; see `disk::ContentDigest`. `None`: not all data was read.
+    pub digest: Option<String>,
+    /// Bytes that the target shares with the source, by reflink.
+    pub shared_bytes: u64,
     /// Guest bytes in blocks that are not all zeros.
     pub data_bytes: u64,
     /// Guest bytes that were read and found to be zeros.
@@ -133,9 +141,7 @@ pub fn copy_on(
         }
     })?;
     let report = report(disk, outcome, from.read_bytes);
-    let text = serde_json::to_string(&report)
-        .map_err(|error| Error::new(ErrorKind::Internal, "write a report").with_source(error))?;
-    keeper.conclude(&text)?;
+    keeper.conclude(&report)?;
     Ok(report)
 }
 
@@ -150,6 +156,7 @@ fn report(disk: &SourceDisk, outcome: Outcome, resumed_bytes: u64) -> DiskReport
         source_bytes: disk.source_bytes,
         output_bytes: outcome.output_bytes,
         digest: outcome.digest,
+        shared_bytes: outcome.shared_bytes,
         data_bytes,
         zero_bytes: disk.capacity_bytes.saturating_sub(data_bytes),
         hole_bytes: outcome.hole_bytes,
@@ -162,7 +169,8 @@ fn report(disk: &SourceDisk, outcome: Outcome, resumed_bytes: u64) -> DiskReport
 /// The content digest of a disk, its checksums verified, nothing written.
 pub fn digest(disk: &SourceDisk, threads: usize, observer: &dyn Observer) -> Result<String> {
     let start = pipeline::Start::afresh(disk);
-    Ok(pipeline::run(disk, None, start, threads, observer)?.digest)
+    let digest = pipeline::run(disk, None, start, threads, observer)?.digest;
+    digest.ok_or_else(|| Error::new(ErrorKind::Internal, "a disk was read without a digest"))
 }
 
 /// Opens a qcow2 that `copy` wrote, to be read again by `digest`.

@@ -3,9 +3,6 @@
 //!
 //! Placing is in guest order, so the target's bytes do not depend on the number of threads. The
 //! thread with the lowest batch never waits, so there is always one that moves.
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -16,13 +13,18 @@ use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
 use super::journal::Checkpoint;
 use super::keeper::{Flight, Keeper};
+use super::output::Output;
+use super::progress::Work;
+use super::sharing::Sharing;
 use super::target::{Packing, Target};
 use crate::disk::{BLOCK_BYTES, Checksum, GuestOffset, HostOffset, Image, Layout, Observer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::SourceDisk;
 
 pub(super) struct Outcome {
-    pub digest: String,
+    /// `None`: not everything was read.
+    pub digest: Option<String>,
+    pub shared_bytes: u64,
     pub blocks: Tally,
     pub hole_bytes: u64,
     /// 0 without a target.
@@ -43,7 +45,8 @@ struct Shared<'a> {
     turned: Condvar,
     /// A thread failed: the others stop at once.
     failed: AtomicBool,
-    output: Option<(&'a File, &'a Path)>,
+    output: Option<Output<'a>>,
+    sharing: Option<Sharing>,
     /// For a compressed target.
     packing: Option<Packing>,
     keeper: Option<&'a Keeper<'a>>,
@@ -67,12 +70,6 @@ impl Start<'_> {
     }
 }
 
-/// Reports work done, never more in total than was announced.
-struct Work<'a> {
-    observer: &'a dyn Observer,
-    left_bytes: AtomicU64,
-}
-
 /// Reads the whole disk; writes it if there is a target. `threads` 0 is one per core.
 pub(super) fn run(
     disk: &SourceDisk,
@@ -82,12 +79,23 @@ pub(super) fn run(
     observer: &dyn Observer,
 ) -> Result<Outcome> {
     let packing = target.as_ref().and_then(|target| target.packing);
+    let image = disk.image.as_ref();
+    let sharing = find_sharing(image, target.as_ref())?;
     let (file, layout) = match target {
         Some(target) => (Some((target.file, target.path)), Some(target.layout)),
         None => (None, None),
     };
+    let is_dense = layout.as_ref().is_some_and(|layout| layout.is_dense());
+    let output = file.as_ref().map(|(file, path)| {
+        // Room that is asked for would have to be given back for what is shared.
+        Output::new(file, path, is_dense && sharing.is_none())
+    });
+    let threads = match threads {
+        0 => default_threads(output.as_ref()),
+        threads => threads,
+    };
     let shared = Shared {
-        image: disk.image.as_ref(),
+        image,
         batches: Mutex::new(Batches::new(
             disk.image.extents(),
             GuestOffset(start.from.guest_bytes),
@@ -99,7 +107,8 @@ pub(super) fn run(
         }),
         turned: Condvar::new(),
         failed: AtomicBool::new(false),
-        output: file.as_ref().map(|(file, path)| (&**file, path.as_path())),
+        output,
+        sharing,
         packing,
         keeper: start.keeper,
         work: Work {
@@ -108,8 +117,6 @@ pub(super) fn run(
         },
     };
     shared.work.resume(start.from.read_bytes);
-    let cores = || thread::available_parallelism().map_or(1, usize::from);
-    let threads = if threads == 0 { cores() } else { threads };
     thread::scope(|scope| {
         let keeping = start
             .keeper
@@ -131,6 +138,25 @@ pub(super) fn run(
             .try_for_each(|result| result.unwrap_or_else(|_| Err(panicked())))
     })?;
     shared.finish()
+}
+
+/// A compressed target shares nothing.
+fn find_sharing(image: &dyn Image, target: Option<&Target>) -> Result<Option<Sharing>> {
+    match target {
+        Some(target) if target.packing.is_none() => {
+            Sharing::find(image, &target.file, &target.path, target.always_digest)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// One per core; two if some of them wait for the disk.
+fn default_threads(output: Option<&Output<'_>>) -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    match output {
+        Some(output) if output.waits() => 2 * cores,
+        _ => cores,
+    }
 }
 
 impl Shared<'_> {
@@ -161,12 +187,25 @@ impl Shared<'_> {
             let Some(batch) = lock(&self.batches).next()? else {
                 return Ok(());
             };
-            let read_bytes = buffer.fill(self.image, &batch)?;
-            blocks::find(&mut buffer, &batch, packer.as_mut(), &mut blocks);
+            let is_unread = self.leaves_unread(&batch);
+            let read_bytes = if is_unread {
+                blocks::touch(&batch, &mut blocks);
+                let pieces = batch.pieces.iter();
+                pieces.map(|piece| piece.length_bytes).sum()
+            } else {
+                let read_bytes = buffer.fill(self.image, &batch)?;
+                blocks::find(&mut buffer, &batch, packer.as_mut(), &mut blocks);
+                read_bytes
+            };
             let Some(places) = self.take_turn(&batch, &blocks, read_bytes)? else {
                 return Ok(());
             };
-            self.write(&buffer, &batch, &blocks, &places)?;
+            if !self.share(&batch, &blocks, &places)? {
+                if is_unread {
+                    buffer.fill(self.image, &batch)?;
+                }
+                self.write(&mut buffer, &batch, &blocks, &places)?;
+            }
             if let Some(keeper) = self.keeper {
                 keeper.written(batch.index);
             }
@@ -231,15 +270,47 @@ impl Shared<'_> {
         Ok(Some(places))
     }
 
+    fn leaves_unread(&self, batch: &Batch) -> bool {
+        let sharing = self.sharing.as_ref();
+        sharing.is_some_and(|sharing| sharing.leaves_unread() && sharing.takes(self.image, batch))
+    }
+
+    /// False: the blocks have to be written.
+    fn share(&self, batch: &Batch, blocks: &[Block], places: &[HostOffset]) -> Result<bool> {
+        let (Some(sharing), Some(output)) = (&self.sharing, &self.output) else {
+            return Ok(false);
+        };
+        if !sharing.takes(self.image, batch) {
+            return Ok(false);
+        }
+        let mut placed = blocks.iter().zip(places).peekable();
+        while let Some((first, place)) = placed.next() {
+            let mut end = first.index + 1;
+            while placed
+                .next_if(|(block, at)| {
+                    block.index == end && at.0 == place.0 + (end - first.index) * BLOCK_BYTES
+                })
+                .is_some()
+            {
+                end += 1;
+            }
+            let range = first.index * BLOCK_BYTES..end * BLOCK_BYTES;
+            if !sharing.share(self.image, batch, range, output.file, *place)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Writes blocks to their places, neighbours that stay neighbours at once.
     fn write(
         &self,
-        buffer: &Buffer,
+        buffer: &mut Buffer,
         batch: &Batch,
         blocks: &[Block],
         places: &[HostOffset],
     ) -> Result<()> {
-        let Some((file, path)) = self.output else {
+        let Some(output) = &self.output else {
             return Ok(());
         };
         let piece = |block: &Block| match &block.packed {
@@ -263,13 +334,12 @@ impl Shared<'_> {
                 range.end = next.end;
             }
             let from = if packed {
-                &buffer.packed
+                buffer.packed.as_slice()
             } else {
                 &buffer.guest
             };
             let bytes = from.get(range).ok_or_else(panicked)?;
-            file.write_all_at(bytes, place.0)
-                .map_err(|error| Error::io("write", path, error))?;
+            output.write(bytes, place.0, &mut buffer.spare)?;
         }
         Ok(())
     }
@@ -300,37 +370,12 @@ impl Shared<'_> {
         };
         self.work.advance(u64::MAX);
         Ok(Outcome {
-            digest: turn.account.digest.finish(),
+            digest: turn.account.digest(),
+            shared_bytes: self.sharing.as_ref().map_or(0, Sharing::shared_bytes),
             blocks: turn.account.blocks,
             hole_bytes,
             output_bytes,
         })
-    }
-}
-
-impl Work<'_> {
-    /// Work of an earlier attempt.
-    fn resume(&self, bytes: u64) {
-        let left_bytes = self.left_bytes.load(Ordering::Relaxed);
-        let bytes = bytes.min(left_bytes);
-        self.left_bytes.store(left_bytes - bytes, Ordering::Relaxed);
-        if bytes > 0 {
-            self.observer.resume(bytes);
-        }
-    }
-
-    fn advance(&self, bytes: u64) {
-        let mut done = 0;
-        // The closure always returns Some, so the update cannot fail.
-        let _ = self
-            .left_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                done = bytes.min(left);
-                Some(left - done)
-            });
-        if done > 0 {
-            self.observer.advance(done);
-        }
     }
 }
 

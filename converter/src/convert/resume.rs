@@ -9,6 +9,7 @@ use std::io::{BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::account::Account;
@@ -161,17 +162,40 @@ fn recall(
     }
 }
 
+/// A disk that is finished.
+#[derive(Serialize, Deserialize)]
+struct Finished {
+    report: DiskReport,
+    /// Whoever changes the image later, in part perhaps, changes this.
+    image: String,
+}
+
+/// The text of a finished disk, whose image is durable.
+pub(super) fn finished(image: &Path, report: &DiskReport) -> Result<String> {
+    let finished = Finished {
+        report: report.clone(),
+        image: stamp(image)?,
+    };
+    serde_json::to_string(&finished)
+        .map_err(|error| Error::new(ErrorKind::Internal, "write a report").with_source(error))
+}
+
+fn stamp(image: &Path) -> Result<String> {
+    let found = fs::symlink_metadata(image).map_err(|error| Error::io("stat", image, error))?;
+    let (seconds, nanoseconds) = (found.mtime(), found.mtime_nsec());
+    Ok(format!("{} {seconds}.{nanoseconds:09}", found.len()))
+}
+
 fn done(disk: &SourceDisk, image: &Path, text: &str) -> Result<Recalled> {
-    let report: DiskReport = serde_json::from_str(text)
+    let finished: Finished = serde_json::from_str(text)
         .map_err(|_| useless("its journal ends with what is no report"))?;
-    let found = fs::metadata(image).map_err(|error| Error::io("stat", image, error))?;
-    if found.len() != report.output_bytes {
-        return Err(useless("its file is not as long as it was"));
+    if finished.image != stamp(image)? {
+        return Err(useless("its file was changed after it was finished"));
     }
     let resumed_bytes = disk.allocated_bytes;
     Ok(Recalled::Done(DiskReport {
         resumed_bytes,
-        ..report
+        ..finished.report
     }))
 }
 
@@ -225,6 +249,7 @@ fn source_identity(disk: &SourceDisk, plan: &Plan) -> Result<Value> {
         "compress": plan.compress,
         "compress_level": plan.compress_level,
         "strict_window": plan.strict_window,
+        "digest": plan.digest,
         "disk": disk.name,
         "source_format": disk.format,
         "capacity_bytes": disk.capacity_bytes,

@@ -46,7 +46,9 @@ pub fn undo(
     }
     for (disk, image) in metadata.disks.iter_mut().zip(&images) {
         let format = OutFormat::Raw.as_str() == image.format;
-        disk.digest = Some(digest_of(&image.path, format, observer)?);
+        if disk.digest.is_some() {
+            disk.digest = Some(digest_of(&image.path, format, observer)?);
+        }
     }
     metadata.guest.repaired = false;
     metadata.guest.virtio = false;

@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use queue::instance::config::{Compress, OutFormat};
+use queue::instance::config::{Compress, Digest, OutFormat};
 
 use super::Plan;
 use crate::disk::{BLOCK_BYTES, HostOffset, Layout, unsupported};
@@ -17,6 +17,8 @@ pub(super) struct Target {
     pub layout: Box<dyn Layout>,
     /// Blocks are packed if that makes them shorter.
     pub packing: Option<Packing>,
+    /// The digest is wanted even of data that need not be read.
+    pub always_digest: bool,
 }
 
 impl Target {
@@ -127,6 +129,7 @@ fn open(
         path: path.to_path_buf(),
         layout,
         packing,
+        always_digest: plan.digest == Digest::Always,
     })
 }
 
@@ -138,6 +141,10 @@ struct RawLayout {
 }
 
 impl Layout for RawLayout {
+    fn is_dense(&self) -> bool {
+        false
+    }
+
     fn place(&mut self, index: u64) -> Result<HostOffset> {
         Ok(HostOffset(index.saturating_mul(BLOCK_BYTES)))
     }

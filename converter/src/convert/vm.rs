@@ -112,6 +112,7 @@ pub fn vm(
     observer: &dyn Observer,
     on_disk: &mut dyn FnMut(usize, &SourceDisk),
 ) -> Result<Converted> {
+    let mut notes = appliance.notes.clone();
     let mut disks = Vec::with_capacity(appliance.disks.len());
     let mut described = Vec::with_capacity(appliance.disks.len());
     let mut files = Vec::with_capacity(appliance.disks.len());
@@ -138,15 +139,17 @@ pub fn vm(
             Some(resume) => copy_on(disk, &target, order.plan, resume, observer)?,
             None => copy(disk, &target, order.plan, observer)?,
         };
+        notes.extend(unread(disk, &report));
         described.push(describe(disk, &file, &report));
         disks.push(record(disk, &file, &report));
         files.push(file);
     }
-    let mut notes = appliance.notes.clone();
     notes.extend(appliance.machine.notes.iter().cloned());
     if order.libvirt.emit_domain_xml {
+        let machine = &appliance.machine;
         notes.extend(write_domain(
-            &appliance.machine,
+            machine,
+            &appliance.disks,
             order,
             &files,
             Devices::Compatible,
@@ -185,6 +188,17 @@ fn file_name(order: &Order<'_>, index: usize) -> String {
     }
 }
 
+/// Why there is no digest.
+fn unread(disk: &SourceDisk, report: &DiskReport) -> Option<String> {
+    report.digest.is_none().then(|| {
+        format!(
+            "{}: no content digest, for its data was shared with the source and not read; \
+             digest = \"always\" or --digest asks for it",
+            disk.name
+        )
+    })
+}
+
 fn record(disk: &SourceDisk, file: &str, report: &DiskReport) -> DiskRecord {
     DiskRecord {
         name: file.to_owned(),
@@ -192,7 +206,7 @@ fn record(disk: &SourceDisk, file: &str, report: &DiskReport) -> DiskRecord {
         virtual_size_bytes: report.virtual_size_bytes,
         source_bytes: report.source_bytes,
         output_bytes: report.output_bytes,
-        digest: Some(report.digest.clone()),
+        digest: report.digest.clone(),
         resumed_bytes: report.resumed_bytes,
     }
 }
@@ -206,8 +220,9 @@ fn describe(disk: &SourceDisk, file: &str, report: &DiskReport) -> Disk {
         output_bytes: report.output_bytes,
         grains_transplanted: report.grains_transplanted,
         clusters_encoded: report.clusters_encoded,
+        digest: report.digest.clone(),
+        shared_bytes: report.shared_bytes,
         resumed_bytes: report.resumed_bytes,
-        digest: Some(report.digest.clone()),
         source_digest: None,
         file: file.to_owned(),
     }
@@ -216,15 +231,18 @@ fn describe(disk: &SourceDisk, file: &str, report: &DiskReport) -> Disk {
 /// Writes domain.xml, over an earlier one; what it had to choose is returned.
 pub(super) fn write_domain(
     machine: &Machine,
+    sources: &[SourceDisk],
     order: &Order<'_>,
     files: &[String],
     devices: Devices,
 ) -> Result<Vec<String>> {
     let disks: Vec<DomainDisk> = files
         .iter()
-        .map(|file| DomainDisk {
+        .zip(sources)
+        .map(|(file, disk)| DomainDisk {
             path: order.result.join(file),
             format: order.plan.format,
+            sector_bytes: disk.sector_bytes,
         })
         .collect();
     let domain = domain_xml(&DomainSpec {

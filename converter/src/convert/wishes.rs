@@ -49,6 +49,7 @@ impl Wishes {
                 compress: config.compress,
                 compress_level: config.compress_level,
                 strict_window: config.strict_window,
+                digest: config.digest,
                 threads: 0,
             },
             first_file: None,

@@ -2,12 +2,18 @@
 //!
 //! The traits live here, below those that implement them (source, qcow2) and the one that drives
 //! them (convert). Nothing here knows a format.
+mod aligned;
 mod checksum;
 mod digest;
+mod layer;
+mod reflink;
 mod window;
 
+pub use aligned::{Aligned, PAGE_BYTES};
 pub use checksum::{Algorithm, Checksum};
 pub use digest::{BlockHash, ContentDigest, hash_block, is_zero};
+pub use layer::{Layer, brief};
+pub use reflink::is_known as is_reflink_known;
 pub use window::Window;
 
 use std::ops::Range;
@@ -87,6 +93,16 @@ pub trait Image: Send + Sync {
     /// The iterator ends after its first error.
     fn extents(&self) -> Extents<'_>;
 
+    /// What the headers of the image and of those below it say, the topmost first.
+    fn layers(&self) -> Vec<Layer> {
+        Vec::new()
+    }
+
+    /// What the guest takes for a sector of this disk.
+    fn sector_bytes(&self) -> u64 {
+        SECTOR_BYTES
+    }
+
     /// Inflates a unit into `out` (`unpacked_bytes` long) from `stored`, which begins at the
     /// unit's offset and holds `limit_bytes` or ends with the file.
     fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked>;
@@ -94,6 +110,11 @@ pub trait Image: Send + Sync {
 
 /// Places guest blocks in a target file, in ascending guest order; the bytes are written by others.
 pub trait Layout: Send {
+    /// Whether blocks are placed one behind the other, in whatever order the guest has them.
+    fn is_dense(&self) -> bool {
+        true
+    }
+
     /// Where the non-zero block `index` (of `BLOCK_BYTES`) goes.
     fn place(&mut self, index: u64) -> Result<HostOffset>;
 
@@ -106,6 +127,9 @@ pub trait Layout: Send {
 
 /// Is told of the work that is done, and says when to stop.
 pub trait Observer: Sync {
+    /// `bytes` more are to be done than was known before.
+    fn expect(&self, _bytes: u64) {}
+
     /// `bytes` more of the source's allocated bytes are done; 0 says that other work goes on.
     fn advance(&self, bytes: u64);
 
@@ -149,6 +173,7 @@ pub fn unsupported(path: &Path, what: impl std::fmt::Display) -> Error {
         ErrorKind::Unsupported,
         format!("{}: {what} is not supported", path.display()),
     )
+    .with_remedy("convert it to a raw image, a plain qcow2 or a sparse VMDK first")
 }
 
 /// Checks a capacity that a file claims, in bytes.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use super::corrupt;
+use super::{corrupt, reflink};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct Window {
     base_bytes: u64,
     length_bytes: u64,
     allocated_bytes: u64,
+    /// The stamps of what a file without a name was made of.
+    origin: Option<Arc<str>>,
 }
 
 impl Window {
@@ -37,6 +39,7 @@ impl Window {
             base_bytes: 0,
             length_bytes,
             allocated_bytes: metadata.blocks().saturating_mul(512).min(length_bytes),
+            origin: None,
         })
     }
 
@@ -49,6 +52,7 @@ impl Window {
             base_bytes: self.base_bytes.saturating_add(offset_bytes),
             length_bytes,
             allocated_bytes: length_bytes.min(self.allocated_bytes),
+            origin: self.origin.clone(),
         })
     }
 
@@ -56,8 +60,22 @@ impl Window {
         &self.path
     }
 
+    /// The window on a file that was made of `files` alone: it is the same as long as they are.
+    pub fn made_of(mut self, files: &[Self]) -> Result<Self> {
+        let stamps: Vec<String> = files.iter().map(Self::stamp).collect::<Result<_>>()?;
+        self.origin = Some(stamps.join(" ").into());
+        Ok(self)
+    }
+
     /// What changes when somebody changes the file, or puts another in its place: one line.
     pub fn stamp(&self) -> Result<String> {
+        if let Some(origin) = &self.origin {
+            let (path, base_bytes) = (self.path.display(), self.base_bytes);
+            return Ok(format!(
+                "{path} {base_bytes}+{} of {origin}",
+                self.length_bytes
+            ));
+        }
         let found = self.file.metadata();
         let stat = found.map_err(|error| Error::io("stat", &self.path, error))?;
         Ok(format!(
@@ -100,6 +118,28 @@ impl Window {
             })
     }
 
+    /// The offset in the file of an offset in this window.
+    pub fn place(&self, offset_bytes: u64) -> u64 {
+        self.base_bytes.saturating_add(offset_bytes)
+    }
+
+    /// Shares a range with `target` at `at_bytes`, by reflink. False: it cannot be shared.
+    pub fn share(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        target: &File,
+        at_bytes: u64,
+    ) -> Result<bool> {
+        let end = offset_bytes.checked_add(length_bytes);
+        if end.is_none_or(|end| end > self.length_bytes) {
+            return Ok(false);
+        }
+        let place = self.place(offset_bytes);
+        reflink::share(&self.file, place, length_bytes, target, at_bytes)
+            .map_err(|error| Error::io("share blocks of", &self.path, error))
+    }
+
     /// Reads `length_bytes`, which the caller has bounded, into fresh memory.
     pub fn read_vec(&self, offset_bytes: u64, length_bytes: usize) -> Result<Vec<u8>> {
         let end = offset_bytes.checked_add(length_bytes as u64);
@@ -120,7 +160,8 @@ impl Window {
         }
         let start = match self.seek(offset_bytes, Whence::SeekData) {
             Ok(start) => start,
-            Err(Errno::ENXIO) => return Ok(None),
+            // The end of a file that shrank looks like a hole, too.
+            Err(Errno::ENXIO) => return self.check_length(end_bytes).map(|()| None),
             // A file system that cannot tell: everything is data.
             Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((offset_bytes, end_bytes))),
             Err(errno) => return Err(Error::io("seek in", &self.path, errno.into())),
@@ -134,6 +175,20 @@ impl Window {
             Err(_) => end_bytes,
         };
         Ok(Some((start, end)))
+    }
+
+    /// An error if the file does not reach as far as `end_bytes` any more.
+    fn check_length(&self, end_bytes: u64) -> Result<()> {
+        let metadata = self.file.metadata();
+        let metadata = metadata.map_err(|error| Error::io("stat", &self.path, error))?;
+        // A device has no length that stat(2) would tell.
+        if metadata.is_file() && metadata.len() < self.base_bytes.saturating_add(end_bytes) {
+            return Err(corrupt(
+                &self.path,
+                format!("truncated while it was read: it ends at {}", metadata.len()),
+            ));
+        }
+        Ok(())
     }
 
     fn seek(&self, offset_bytes: u64, whence: Whence) -> std::result::Result<u64, Errno> {

@@ -113,8 +113,8 @@ mod tests {
         let entry: &[u8] = &[0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 0, 8, 0];
         let ext4: (usize, &[u8]) = (1080, &[0x53, 0xef]);
         let jump: (usize, &[u8]) = (0, &[0xeb, 0x3c, 0x90]);
-        type Marks<'a> = &'a [(usize, &'a [u8])];
-        let cases: [(Marks<'_>, Look); 10] = [
+        type Piece<'a> = (usize, &'a [u8]);
+        let cases: [(&[Piece], Look); 10] = [
             (&[], Look::Nothing),
             (&[end, (446, entry)], Look::MayBoot),
             (&[(446, entry)], Look::Nothing),

@@ -145,7 +145,7 @@ fn carry_out(directory: &Path, intention: &Intention) -> Result<()> {
     let path = directory.join(INTENTION);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("remove", &path, error));
+            Err(Error::io("remove", &path, error))
         }
         _ => clear(directory),
     }

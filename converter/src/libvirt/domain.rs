@@ -24,6 +24,14 @@ pub struct DomainDisk {
     /// Where the disk is once it is published: absolute.
     pub path: PathBuf,
     pub format: OutFormat,
+    /// What the guest takes for a sector: 512 or 4096.
+    pub sector_bytes: u64,
+}
+
+impl DomainDisk {
+    fn has_large_sectors(&self) -> bool {
+        self.sector_bytes > 512
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +56,7 @@ pub fn domain_xml(spec: &DomainSpec<'_>) -> Result<Domain> {
     let mut hardware = resolve(spec.machine, spec.settings);
     let mut notes = std::mem::take(&mut hardware.notes);
     notes.extend(network_notes(spec));
+    notes.extend(sector_notes(spec));
     let mut xml = Writer::default();
     xml.open("domain", &[("type", "kvm")]);
     write_identity(&mut xml, spec, &notes);
@@ -55,6 +64,11 @@ pub fn domain_xml(spec: &DomainSpec<'_>) -> Result<Domain> {
     xml.open("devices", &[]);
     for (index, disk) in spec.disks.iter().enumerate() {
         write_disk(&mut xml, index, disk, spec.devices)?;
+    }
+    let has_scsi =
+        spec.devices == Devices::Compatible && spec.disks.iter().any(DomainDisk::has_large_sectors);
+    if has_scsi {
+        xml.empty("controller", &[("type", "scsi"), ("model", "virtio-scsi")]);
     }
     for nic in &spec.machine.nics {
         write_nic(&mut xml, nic, spec);
@@ -88,6 +102,20 @@ fn network_notes(spec: &DomainSpec<'_>) -> Vec<String> {
         }
     }
     notes
+}
+
+fn sector_notes(spec: &DomainSpec<'_>) -> Vec<String> {
+    let disks = (1..).zip(spec.disks);
+    let large = disks.filter(|(_, disk)| disk.has_large_sectors());
+    let note = |(number, disk): (usize, &DomainDisk)| {
+        let sector_bytes = disk.sector_bytes;
+        let place = match spec.devices {
+            Devices::Virtio => "",
+            Devices::Compatible => ", which AHCI disks cannot have: it hangs on virtio-scsi",
+        };
+        format!("disk {number} has sectors of {sector_bytes} bytes{place}")
+    };
+    large.map(note).collect()
 }
 
 fn mac(nic: &Nic) -> Option<String> {
@@ -162,6 +190,8 @@ fn write_disk(xml: &mut Writer, index: usize, disk: &DomainDisk, devices: Device
     let path = representable(&disk.path)?;
     let (prefix, bus) = match devices {
         Devices::Virtio => ("vd", "virtio"),
+        // QEMU's AHCI disks have sectors of 512 bytes, always.
+        Devices::Compatible if disk.has_large_sectors() => ("sd", "scsi"),
         Devices::Compatible => ("sd", "sata"),
     };
     let driver = [
@@ -173,6 +203,14 @@ fn write_disk(xml: &mut Writer, index: usize, disk: &DomainDisk, devices: Device
     xml.empty("driver", &driver);
     xml.empty("source", &[("file", path)]);
     xml.empty("target", &[("dev", &target(prefix, index)), ("bus", bus)]);
+    if disk.has_large_sectors() {
+        let bytes = disk.sector_bytes.to_string();
+        let sizes = [
+            ("logical_block_size", bytes.as_str()),
+            ("physical_block_size", bytes.as_str()),
+        ];
+        xml.empty("blockio", &sizes);
+    }
     xml.empty("boot", &[("order", &index.saturating_add(1).to_string())]);
     xml.close();
     Ok(())
@@ -266,6 +304,28 @@ mod tests {
         DomainDisk {
             path: PathBuf::from(path),
             format: OutFormat::Qcow2,
+            sector_bytes: 512,
+        }
+    }
+
+    #[test]
+    fn sectors_of_4096_bytes_are_said_and_not_given_to_ahci() {
+        let large = DomainDisk {
+            sector_bytes: 4096,
+            ..disk("/out/a/b.qcow2")
+        };
+        let disks = [disk("/out/a/a.qcow2"), large];
+        let blockio = "<blockio logical_block_size=\"4096\" physical_block_size=\"4096\"/>";
+        for (devices, target) in [
+            (Devices::Compatible, "dev=\"sdb\" bus=\"scsi\""),
+            (Devices::Virtio, "dev=\"vdb\" bus=\"virtio\""),
+        ] {
+            let domain = render(&Machine::default(), &disks, devices).unwrap();
+            assert_eq!(domain.xml.matches(blockio).count(), 1);
+            assert!(domain.xml.contains(target), "{}", domain.xml);
+            assert!(domain.notes.iter().any(|note| note.contains("4096")));
+            let has_controller = domain.xml.contains("virtio-scsi\"/>");
+            assert_eq!(has_controller, devices == Devices::Compatible);
         }
     }
 

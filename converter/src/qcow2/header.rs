@@ -13,10 +13,12 @@ const HEADER_2_BYTES: usize = 72;
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_NAME_BYTES: u32 = 1023;
 /// Incompatible features: the image was not closed, and it is known to be damaged.
-const DIRTY: u64 = 1;
+pub(super) const DIRTY: u64 = 1;
 const CORRUPT: u64 = 2;
 const DATA_FILE: u64 = 4;
 const EXTENDED_L2: u64 = 16;
+/// A compatible feature.
+pub(super) const LAZY_REFCOUNTS: u64 = 1;
 /// Types of header extensions.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const DATA_FILE_NAME: u32 = 0x4441_5441;
@@ -27,6 +29,10 @@ pub(super) struct Header {
     pub cluster_bytes: u64,
     pub l1_offset: u64,
     pub compression: Compression,
+    pub l1_entries: u32,
+    pub refcount_bits: u32,
+    /// Of version 3: features that a reader must know, may know, and that clear themselves.
+    pub features: [u64; 3],
 }
 
 /// What an image names beside itself.
@@ -93,6 +99,15 @@ impl Header {
             cluster_bytes: 1 << cluster_bits,
             l1_offset: long(&bytes, 40),
             compression: compression(path, features, bytes.get(..length).unwrap_or(&bytes))?,
+            l1_entries: word(&bytes, 36),
+            refcount_bits: match version {
+                2 => 16,
+                _ => 1 << word(&bytes, 96).min(6),
+            },
+            features: match version {
+                2 => [0; 3],
+                _ => [features, long(&bytes, 80), long(&bytes, 88)],
+            },
         };
         header.check_l1(window, word(&bytes, 36))?;
         let references = header.references(window, &bytes, length, features)?;

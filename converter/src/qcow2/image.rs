@@ -5,14 +5,15 @@
 use std::cell::RefCell;
 
 use libdeflater::Decompressor;
+use serde_json::json;
 use zstd::zstd_safe;
 
-use super::header::Header;
 pub use super::header::{Backing, References};
+use super::header::{DIRTY, Header, LAZY_REFCOUNTS};
 use super::{COPIED, Compression, PACKED};
 use crate::disk::{
-    Extent, Extents, GuestOffset, HostOffset, Image, Packed, SECTOR_BYTES, Stored, Unpacked,
-    Window, corrupt,
+    Extent, Extents, GuestOffset, HostOffset, Image, Layer, Packed, SECTOR_BYTES, Stored, Unpacked,
+    Window, brief, corrupt,
 };
 use crate::error::Result;
 
@@ -27,6 +28,7 @@ pub struct Qcow2Image {
     files: Vec<Window>,
     image: Window,
     header: Header,
+    references: References,
 }
 
 impl Qcow2Image {
@@ -37,6 +39,7 @@ impl Qcow2Image {
             files: vec![window.clone()],
             image: window,
             header,
+            references: references.clone(),
         };
         Ok((image, references))
     }
@@ -125,6 +128,33 @@ impl Image for Qcow2Image {
             tables: 0,
             present: 0,
         })
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        let (header, references) = (&self.header, &self.references);
+        let [incompatible, compatible, autoclear] = header.features;
+        let backing = references.backing.as_ref().map(|backing| {
+            json!({"name": brief(&backing.name), "format": backing.format.as_deref().map(brief)})
+        });
+        let fields = json!({
+            "capacity_bytes": header.capacity_bytes,
+            "version": header.version,
+            "cluster_bytes": header.cluster_bytes,
+            "refcount_bits": header.refcount_bits,
+            "compression": match header.compression {
+                Compression::Zlib => "zlib",
+                Compression::Zstd => "zstd",
+            },
+            "dirty": incompatible & DIRTY != 0,
+            "lazy_refcounts": compatible & LAZY_REFCOUNTS != 0,
+            "autoclear_features": autoclear,
+            "encrypted": false,
+            "snapshots": references.snapshots,
+            "l1_entries": header.l1_entries,
+            "backing": backing,
+            "data_file": references.data_file.as_deref().map(brief),
+        });
+        vec![Layer::new(self.window(), "qcow2", fields)]
     }
 
     fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked> {

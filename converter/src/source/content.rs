@@ -8,7 +8,8 @@ use std::path::Path;
 use queue::arrival::candidate;
 
 use super::vmdk::{descriptor, header, vmfs};
-use super::{Lookup, SourceDisk, qcow, raw, vhd, vhdx, vmdk};
+use super::wrapper::{Opened, Unpacker, Wrapper, is_skippable};
+use super::{Lookup, SourceDisk, package, qcow, raw, vhd, vhdx, vmdk};
 use crate::disk::{Window, corrupt, unsupported};
 use crate::error::{Error, Result};
 
@@ -28,9 +29,10 @@ pub(super) enum Content {
     Vdi,
     Tar,
     Ovf,
-    Gzip,
-    Xz,
-    Zstd,
+    /// Compressed as a whole.
+    Wrapped(Wrapper),
+    /// No container, but the beginning of a disk: a partition table, a boot sector, a file system.
+    Disk,
     /// Nothing known: a raw disk, or rubbish.
     Unknown,
 }
@@ -57,7 +59,8 @@ impl Content {
             text.trim_ascii_start().starts_with(start.as_bytes())
         };
         // Each: the format's own magic, from its specification.
-        let known: [(bool, Self); 13] = [
+        let wrapped = |wrapper: Wrapper| (at(0, wrapper.magic()), Self::Wrapped(wrapper));
+        let known: [(bool, Self); 15] = [
             (at(0, &header::MAGIC), Self::VmdkSparse),
             (is_text(descriptor::SIGNATURE), Self::VmdkDescriptor),
             (at(0, &vmfs::COWD_MAGIC), Self::VmdkCowd),
@@ -68,9 +71,11 @@ impl Content {
             (at(0x40, &0xbeda_107f_u32.to_le_bytes()), Self::Vdi),
             (at(257, b"ustar"), Self::Tar),
             (is_text("<?xml") || is_text("<Envelope"), Self::Ovf),
-            (at(0, b"\x1f\x8b\x08"), Self::Gzip),
-            (at(0, b"\xfd7zXZ\0"), Self::Xz),
-            (at(0, b"\x28\xb5\x2f\xfd"), Self::Zstd),
+            wrapped(Wrapper::Gzip),
+            wrapped(Wrapper::Xz),
+            wrapped(Wrapper::Zstd),
+            (is_skippable(head), Self::Wrapped(Wrapper::Zstd)),
+            (is_disk(at), Self::Disk),
         ];
         known
             .into_iter()
@@ -88,10 +93,10 @@ impl Content {
             Self::Vdi => "vdi",
             Self::Tar => "ova",
             Self::Ovf => "ovf",
-            Self::Gzip => "gz",
-            Self::Xz => "xz",
-            Self::Zstd => "zst",
-            Self::Unknown => "raw",
+            Self::Wrapped(Wrapper::Gzip) => "gz",
+            Self::Wrapped(Wrapper::Xz) => "xz",
+            Self::Wrapped(Wrapper::Zstd) => "zst",
+            Self::Disk | Self::Unknown => "raw",
         }
     }
 }
@@ -109,9 +114,10 @@ impl fmt::Display for Content {
             Self::Vdi => "a VDI",
             Self::Tar => "a tar archive (OVA)",
             Self::Ovf => "an XML file (OVF)",
-            Self::Gzip => "a gzip file",
-            Self::Xz => "an xz file",
-            Self::Zstd => "a zstd file",
+            Self::Wrapped(Wrapper::Gzip) => "a gzip file",
+            Self::Wrapped(Wrapper::Xz) => "an xz file",
+            Self::Wrapped(Wrapper::Zstd) => "a zstd file",
+            Self::Disk => "a raw disk",
             Self::Unknown => "of no known format",
         })
     }
@@ -122,9 +128,11 @@ impl fmt::Display for Content {
 pub(super) enum Claim {
     /// A family, and who says so.
     Family { family: &'static str, by: String },
-    /// A name that may hold a raw disk or any other format (`.ami`).
+    /// A name that may hold a raw disk or any other format (`.img`, `.ami`): one that stands for
+    /// itself. A guest may have written the first bytes of its raw disk, and what they name would
+    /// be other people's files.
     Anything,
-    /// Nothing: then raw data is not a disk.
+    /// Nothing: then raw data has to look like a disk. What it may name, as above.
     None,
 }
 
@@ -132,7 +140,7 @@ impl Claim {
     pub(super) fn by_name(name: &str) -> Self {
         let extension = Path::new(name).extension().unwrap_or_default();
         let extension = extension.to_string_lossy().to_ascii_lowercase();
-        if extension == "ami" {
+        if matches!(extension.as_str(), "ami" | "img") {
             return Self::Anything;
         }
         match family(&extension) {
@@ -152,7 +160,8 @@ impl Claim {
     /// What the file at `path` says in its `field` that another one is.
     pub(super) fn by_statement(field: &str, source_format: &str, path: &Path) -> Result<Self> {
         let name = source_format.to_ascii_lowercase();
-        let family = family(&name)
+        let name = if name == "img" { "raw" } else { name.as_str() };
+        let family = family(name)
             .filter(|family| !matches!(*family, "ova" | "ovf" | "gz" | "xz" | "zst"))
             .ok_or_else(|| {
                 Error::invalid(format!(
@@ -167,6 +176,10 @@ impl Claim {
         })
     }
 
+    pub(super) fn is_family(&self) -> bool {
+        matches!(self, Self::Family { .. })
+    }
+
     /// An error that says both if `content` contradicts what is claimed.
     pub(super) fn check(&self, content: Content, path: &Path) -> Result<()> {
         match self {
@@ -178,7 +191,7 @@ impl Claim {
                 "{} is no disk image that this program knows",
                 path.display()
             ))
-            .with_remedy("a raw disk needs the extension .raw or .img")),
+            .with_remedy("a raw disk without a partition table needs the extension .raw or .img")),
             _ => Ok(()),
         }
     }
@@ -191,7 +204,7 @@ fn family(extension: &str) -> Option<&'static str> {
         "vhdx" | "avhdx" => "vhdx",
         "qcow2" => "qcow2",
         "vdi" => "vdi",
-        "raw" | "img" => "raw",
+        "raw" => "raw",
         "ova" => "ova",
         "ovf" => "ovf",
         "gz" => "gz",
@@ -222,8 +235,58 @@ fn check_whole_disk(window: &Window) -> Result<()> {
     Ok(())
 }
 
-/// Opens one disk. `name` is how its owner names it; `lookup` finds the files that it names.
+/// What raw disks begin with. `at` tells whether the bytes at an offset are these.
+fn is_disk(at: impl Fn(usize, &[u8]) -> bool) -> bool {
+    // An MBR or boot sector, a GPT, LVM, XFS, and ext2 to ext4.
+    let known: [(usize, &[u8]); 5] = [
+        (510, b"\x55\xaa"),
+        (512, b"EFI PART"),
+        (512, b"LABELONE"),
+        (0, b"XFSB"),
+        (1024 + 56, b"\x53\xef"),
+    ];
+    known.into_iter().any(|(offset, magic)| at(offset, magic))
+}
+
+/// Opens one disk, unpacking it first if it is compressed as a whole. `name` is how its owner names
+/// it, and what it is without a `claim`; `lookup` finds the files that it names.
 pub(super) fn open_disk(
+    window: Window,
+    name: &str,
+    claim: Option<&Claim>,
+    lookup: Lookup<'_>,
+    unpacker: &Unpacker<'_>,
+) -> Result<SourceDisk> {
+    let opened = unpacker.open(window, name)?;
+    let by_name = Claim::by_name(&opened.name);
+    open_opened(opened, name, claim.unwrap_or(&by_name), lookup, unpacker)
+}
+
+/// Opens the disk in a file that can be read by position.
+pub(super) fn open_opened(
+    opened: Opened,
+    name: &str,
+    claim: &Claim,
+    lookup: Lookup<'_>,
+    unpacker: &Unpacker<'_>,
+) -> Result<SourceDisk> {
+    let mut disk = match opened.content {
+        Content::Tar if opened.wrapper.is_some() || !claim.is_family() => {
+            package::open_lone_disk(&opened.window, unpacker)?
+        }
+        _ => open_plain(opened.window, &opened.name, claim, lookup)?,
+    };
+    if let Some((wrapper, stored)) = opened.wrapper {
+        disk.format = format!("{} in {wrapper}", disk.format);
+        disk.source_bytes = stored.length_bytes();
+        disk.wrapper = Some(wrapper.to_string());
+    }
+    name.clone_into(&mut disk.name);
+    Ok(disk)
+}
+
+/// Opens one disk that is not compressed as a whole.
+pub(super) fn open_plain(
     window: Window,
     name: &str,
     claim: &Claim,
@@ -232,7 +295,10 @@ pub(super) fn open_disk(
     let content = Content::of(&window)?;
     check_whole_disk(&window)?;
     claim.check(content, window.path())?;
-    let what = match content {
+    let path = window.path().to_path_buf();
+    let nothing = |reference: &str| Err(names_others(&path, content, reference));
+    let lookup: Lookup<'_> = if claim.is_family() { lookup } else { &nothing };
+    let disk = match content {
         Content::VmdkSparse | Content::VmdkDescriptor => {
             let text = (content == Content::VmdkDescriptor).then(|| window.clone());
             let (image, create_type) = vmdk::open(window, lookup)?;
@@ -241,42 +307,53 @@ pub(super) fn open_disk(
             let mut disk = SourceDisk::new(name, format!("vmdk ({shown})"), image);
             let text_bytes = text.map_or(0, |text| text.length_bytes());
             disk.source_bytes = disk.source_bytes.saturating_add(text_bytes);
-            return Ok(disk);
+            disk
         }
         Content::Qcow => {
             let (image, notes) = qcow::open(window, lookup)?;
             let mut disk = SourceDisk::new(name, "qcow2".to_owned(), image);
             disk.notes = notes;
-            return Ok(disk);
+            disk
         }
-        Content::VmdkCowd | Content::VmdkSeSparse => {
-            return Err(vmdk::no_descriptor(window.path()));
-        }
+        Content::VmdkCowd | Content::VmdkSeSparse => return Err(vmdk::no_descriptor(&path)),
         Content::Vhd => {
             let (image, kind) = vhd::open(window, lookup)?;
-            return Ok(SourceDisk::new(name, format!("vhd ({kind})"), image));
+            SourceDisk::new(name, format!("vhd ({kind})"), image)
         }
         Content::Vhdx => {
             let (image, kind) = vhdx::open(window, lookup)?;
-            return Ok(SourceDisk::new(name, format!("vhdx ({kind})"), image));
+            SourceDisk::new(name, format!("vhdx ({kind})"), image)
         }
-        Content::Unknown => {
+        Content::Disk | Content::Unknown => {
             let image = raw::RawImage::open(window)?;
-            return Ok(SourceDisk::new(name, "raw".to_owned(), Box::new(image)));
+            SourceDisk::new(name, "raw".to_owned(), Box::new(image))
         }
         Content::Tar | Content::Ovf => {
-            return Err(Error::invalid(format!(
-                "{} is {content}, where a disk is expected",
-                window.path().display()
-            )));
+            let path = path.display();
+            return Err(
+                Error::invalid(format!("{path} is {content}, where a disk is expected"))
+                    .with_remedy("name the disk itself, or give the appliance as a whole"),
+            );
         }
-        other => other,
+        Content::Vdi | Content::Wrapped(_) => {
+            let remedy = match content {
+                Content::Vdi => "convert it to a sparse VMDK or a raw image first",
+                _ => "unpack it first",
+            };
+            let what = format!("the file is {content}, which");
+            return Err(unsupported(&path, what).with_remedy(remedy));
+        }
     };
-    let remedy = match what {
-        Content::Gzip | Content::Xz | Content::Zstd => "unpack it first",
-        _ => "convert it to a sparse VMDK or a raw image first",
-    };
-    Err(unsupported(window.path(), format!("the file is {what}, which")).with_remedy(remedy))
+    Ok(disk)
+}
+
+fn names_others(path: &Path, content: Content, reference: &str) -> Error {
+    let path = path.display();
+    Error::invalid(format!(
+        "{path} is {content} that names another file, {reference:?}, but its own name does not \
+         say its format"
+    ))
+    .with_remedy("give it the extension of its format")
 }
 
 #[cfg(test)]
@@ -290,7 +367,9 @@ mod tests {
         tar[257..262].copy_from_slice(b"ustar");
         let mut vdi = vec![0; 512];
         vdi[0x40..0x44].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe]);
-        let cases: [(&[u8], &[u8], Content); 11] = [
+        let mut mbr = vec![0; 512];
+        mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+        let cases: [(&[u8], &[u8], Content); 14] = [
             (b"KDMV\x01", b"", Content::VmdkSparse),
             (b"\n# Disk DescriptorFile\n", b"", Content::VmdkDescriptor),
             (b"COWD", b"", Content::VmdkCowd),
@@ -300,7 +379,10 @@ mod tests {
             (&vdi, b"", Content::Vdi),
             (&tar, b"", Content::Tar),
             (b"\xef\xbb\xbf<?xml version", b"", Content::Ovf),
-            (b"\x1f\x8b\x08", b"", Content::Gzip),
+            (b"\x1f\x8b\x08", b"", Content::Wrapped(Wrapper::Gzip)),
+            (b"\xfd7zXZ\0", b"", Content::Wrapped(Wrapper::Xz)),
+            (b"\x50\x2a\x4d\x18", b"", Content::Wrapped(Wrapper::Zstd)),
+            (&mbr, b"", Content::Disk),
             (b"", b"", Content::Unknown),
         ];
         for (head, tail, content) in cases {
@@ -310,43 +392,28 @@ mod tests {
 
     #[test]
     fn a_contradiction_says_both() {
-        let path = Path::new("vm.img");
-        let error = Claim::by_name("vm.img")
-            .check(Content::Qcow, path)
-            .unwrap_err();
+        let check = |name: &str, content| Claim::by_name(name).check(content, Path::new(name));
+        let error = check("vm.raw", Content::Qcow).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
         let text = error.to_string();
         assert!(text.contains("raw") && text.contains("qcow2"), "{text}");
-        assert!(
-            Claim::by_name("vm.img")
-                .check(Content::Unknown, path)
-                .is_ok()
-        );
-        assert!(
-            Claim::by_name("vm.ami")
-                .check(Content::Unknown, path)
-                .is_ok()
-        );
-        assert!(
-            Claim::by_name("vm.ami")
-                .check(Content::VmdkSparse, path)
-                .is_ok()
-        );
-        assert!(
-            Claim::by_name("vm.dat")
-                .check(Content::Unknown, path)
-                .is_err()
-        );
-        assert!(
-            Claim::by_name("vm.dat")
-                .check(Content::VmdkSparse, path)
-                .is_ok()
-        );
-        assert!(
-            Claim::by_name("VM.VMDK")
-                .check(Content::Unknown, path)
-                .is_err()
-        );
+        for (name, content, is_fine) in [
+            ("vm.img", Content::Unknown, true),
+            ("vm.img", Content::Vhd, true),
+            ("vm.ami", Content::Unknown, true),
+            ("vm.ami", Content::VmdkSparse, true),
+            ("vm.dat", Content::Unknown, false),
+            ("vm.dat", Content::VmdkSparse, true),
+            ("vm", Content::Disk, true),
+            ("vm.raw", Content::Disk, true),
+            ("VM.VMDK", Content::Unknown, false),
+            ("VM.VMDK", Content::Disk, false),
+            ("vm.vmdk", Content::Wrapped(Wrapper::Gzip), false),
+            ("vm.vmdk.gz", Content::Wrapped(Wrapper::Gzip), true),
+            ("vm.vmdk.gz", Content::Wrapped(Wrapper::Xz), false),
+        ] {
+            assert_eq!(check(name, content).is_ok(), is_fine, "{name} {content}");
+        }
         let manifest = Path::new("manifest.json");
         assert!(Claim::by_manifest("exe", manifest).is_err());
         let raw = Claim::by_manifest("RAW", manifest).unwrap();

@@ -6,7 +6,7 @@ use queue::job::manifest::{Disk, MAX_BYTES};
 use queue::roots::Roots;
 
 use super::content::{Claim, open_disk};
-use super::{Appliance, SourceDisk, file_name, open_reference};
+use super::{Appliance, SourceDisk, Unpacker, file_name, open_reference};
 use crate::disk::{Algorithm, Checksum, Window};
 use crate::error::{Error, Result};
 
@@ -27,17 +27,24 @@ pub(super) fn read(window: &Window) -> Result<Manifest> {
 }
 
 /// Opens every disk of the manifest in `window`, in boot order.
-pub(super) fn open(roots: &Roots, window: &Window, checksum: bool) -> Result<Appliance> {
+pub(super) fn open(
+    roots: &Roots,
+    window: &Window,
+    checksum: bool,
+    unpacker: &Unpacker<'_>,
+) -> Result<Appliance> {
     let path = window.path();
     let manifest = read(window)?;
     let mut disks = Vec::with_capacity(manifest.disks.len());
     for named in &manifest.disks {
-        disks.push((boot_key(named), open_named(roots, path, named, checksum)?));
+        let disk = open_named(roots, path, named, checksum, unpacker)?;
+        disks.push((boot_key(named), disk));
     }
     disks.sort_by_key(|(key, _)| *key);
     Ok(Appliance {
         machine: manifest.machine(),
         disks: disks.into_iter().map(|(_, disk)| disk).collect(),
+        package: None,
         notes: Vec::new(),
     })
 }
@@ -48,7 +55,13 @@ fn boot_key(disk: &Disk) -> (i64, bool) {
     (disk.boot_order_hint.unwrap_or(i64::MAX), !is_boot)
 }
 
-fn open_named(roots: &Roots, manifest: &Path, named: &Disk, checksum: bool) -> Result<SourceDisk> {
+fn open_named(
+    roots: &Roots,
+    manifest: &Path,
+    named: &Disk,
+    checksum: bool,
+    unpacker: &Unpacker<'_>,
+) -> Result<SourceDisk> {
     let window = open_reference(roots, manifest, &named.local_path)?;
     let path = window.path().to_path_buf();
     let claim = Claim::by_manifest(&named.source_format, manifest)?;
@@ -60,7 +73,7 @@ fn open_named(roots: &Roots, manifest: &Path, named: &Disk, checksum: bool) -> R
         .map(|text| parse_checksum(text, &window, manifest, &named.id))
         .transpose()?;
     let lookup = |reference: &str| open_reference(roots, &path, reference);
-    let mut disk = open_disk(window, &file_name(&path), &claim, &lookup)?;
+    let mut disk = open_disk(window, &file_name(&path), Some(&claim), &lookup, unpacker)?;
     disk.bus.clone_from(&named.bus);
     disk.boot_order = named.boot_order_hint;
     disk.checksums = checksums.into_iter().collect();

@@ -20,13 +20,16 @@ mod tests;
 mod vhd;
 mod vhdx;
 mod vmdk;
+mod wrapper;
 
 use std::path::Path;
 
 use queue::job::{Machine, Manifest};
 use queue::roots::Roots;
+use serde::Serialize;
 
 use self::content::{Claim, Content};
+pub use self::wrapper::Unpacker;
 use crate::disk::{Checksum, Image, Window};
 use crate::error::Result;
 
@@ -36,8 +39,20 @@ pub struct Appliance {
     pub machine: Machine,
     /// In boot order, then in the order of the hardware; never empty.
     pub disks: Vec<SourceDisk>,
+    /// What an OVF package says beside the machine.
+    pub package: Option<PackageFacts>,
     /// What was read over, one line each.
     pub notes: Vec<String>,
+}
+
+/// What stands beside the disks of an OVF package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PackageFacts {
+    pub descriptor: String,
+    /// The `.mf` with the files' digests, if there is one.
+    pub digests: Option<String>,
+    /// `vmx-19`, `virtualbox-2.2`: the hardware that the descriptor is for.
+    pub system_type: Option<String>,
 }
 
 /// A disk that is open and whose structure was checked as far as its header and map.
@@ -47,6 +62,8 @@ pub struct SourceDisk {
     /// Container and subformat, e.g. `vmdk (streamOptimized)`.
     pub format: String,
     pub capacity_bytes: u64,
+    /// What the guest takes for a sector: 512 or 4096.
+    pub sector_bytes: u64,
     /// The sizes of its files together.
     pub source_bytes: u64,
     /// What the file system holds for them: the total that `Observer::advance` adds up to.
@@ -58,6 +75,8 @@ pub struct SourceDisk {
     pub image: Box<dyn Image>,
     /// Verified by `convert::copy` while it reads; a mismatch fails it as `corrupt`.
     pub checksums: Vec<Checksum>,
+    /// How the file was compressed as a whole: `gzip`, `xz`, `zstd`.
+    pub wrapper: Option<String>,
     /// What was read over, until the appliance has it.
     notes: Vec<String>,
 }
@@ -68,39 +87,55 @@ pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Result<Window>;
 /// Opens `owner`: a disk, an OVA, an OVF or a manifest (`*.json`) beneath `roots`.
 ///
 /// With `checksum`, what manifests and `.mf` files say is attached to the disks and verified by
-/// `convert::copy`; an OVF's own digest is verified at once.
-pub fn open(roots: &Roots, owner: &Path, checksum: bool) -> Result<Appliance> {
-    let mut appliance = open_owner(roots, owner, checksum)?;
+/// `convert::copy`; an OVF's own digest is verified at once. What is compressed as a whole is
+/// unpacked first, which takes as long as that takes.
+pub fn open(
+    roots: &Roots,
+    owner: &Path,
+    checksum: bool,
+    unpacker: &Unpacker<'_>,
+) -> Result<Appliance> {
+    let mut appliance = open_owner(roots, owner, checksum, unpacker)?;
     for disk in &mut appliance.disks {
         appliance.notes.append(&mut disk.notes);
     }
     Ok(appliance)
 }
 
-fn open_owner(roots: &Roots, owner: &Path, checksum: bool) -> Result<Appliance> {
+fn open_owner(
+    roots: &Roots,
+    owner: &Path,
+    checksum: bool,
+    unpacker: &Unpacker<'_>,
+) -> Result<Appliance> {
     let (file, path) = roots.open_path(owner)?;
     let window = Window::whole(file, &path)?;
-    let name = file_name(&path);
     if is_manifest(&path) {
-        return manifest::open(roots, &window, checksum);
+        return manifest::open(roots, &window, checksum, unpacker);
     }
-    let content = Content::of(&window)?;
-    let claim = Claim::by_name(&name);
+    let name = file_name(&path);
+    let opened = unpacker.open(window, &name)?;
+    let claim = Claim::by_name(&opened.name);
     let lookup = |reference: &str| open_reference(roots, &path, reference);
-    match content {
-        Content::Tar => {
-            claim.check(content, &path)?;
-            package::open_ova(&window, checksum)
+    match opened.content {
+        Content::Tar if claim.is_family() || package::has_descriptor(&opened.window)? => {
+            claim.check(opened.content, &path)?;
+            package::open_ova(&opened.window, checksum, unpacker)
         }
-        Content::Ovf => {
-            claim.check(content, &path)?;
-            package::open_ovf(roots, &window, &lookup, checksum)
+        Content::Ovf if opened.wrapper.is_none() => {
+            claim.check(opened.content, &path)?;
+            package::open_ovf(roots, &opened.window, &lookup, checksum, unpacker)
         }
-        _ => Ok(Appliance {
-            machine: Machine::default(),
-            disks: vec![content::open_disk(window, &name, &claim, &lookup)?],
-            notes: Vec::new(),
-        }),
+        _ => content::open_opened(opened, &name, &claim, &lookup, unpacker).map(bare),
+    }
+}
+
+fn bare(disk: SourceDisk) -> Appliance {
+    Appliance {
+        machine: Machine::default(),
+        disks: vec![disk],
+        package: None,
+        notes: Vec::new(),
     }
 }
 
@@ -147,12 +182,14 @@ impl SourceDisk {
             name: name.to_owned(),
             format,
             capacity_bytes: image.capacity_bytes(),
+            sector_bytes: image.sector_bytes(),
             source_bytes: sum(Window::length_bytes),
             allocated_bytes: sum(Window::allocated_bytes),
             bus: None,
             boot_order: None,
             image,
             checksums: Vec::new(),
+            wrapper: None,
             notes: Vec::new(),
         }
     }

@@ -5,7 +5,8 @@
 use std::ops::Range;
 
 use crate::disk::{
-    Extent, Extents, GuestOffset, HostOffset, Image, Packed, Stored, Unpacked, Window, corrupt,
+    Extent, Extents, GuestOffset, HostOffset, Image, Layer, Packed, Stored, Unpacked, Window,
+    corrupt,
 };
 use crate::error::Result;
 
@@ -18,8 +19,19 @@ pub(super) struct Overlay {
 
 impl Overlay {
     /// A chain of disks as one image: `children` over `base`, the topmost first.
-    pub(super) fn stack<I: Image + 'static>(base: I, children: Vec<I>) -> Box<dyn Image> {
-        let mut image: Box<dyn Image> = Box::new(base);
+    pub(super) fn stack<I: Image + 'static>(
+        base: impl Image + 'static,
+        children: Vec<I>,
+    ) -> Box<dyn Image> {
+        Self::stack_over(Box::new(base), children)
+    }
+
+    /// The same over an image of any kind.
+    pub(super) fn stack_over<I: Image + 'static>(
+        base: Box<dyn Image>,
+        children: Vec<I>,
+    ) -> Box<dyn Image> {
+        let mut image = base;
         for child in children.into_iter().rev() {
             image = Box::new(Self::new(Box::new(child), image));
         }
@@ -54,6 +66,15 @@ impl Image for Overlay {
             below: None,
             failed: false,
         })
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        let layers = self.upper.layers().into_iter();
+        layers.chain(self.lower.layers()).collect()
+    }
+
+    fn sector_bytes(&self) -> u64 {
+        self.upper.sector_bytes()
     }
 
     fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked> {

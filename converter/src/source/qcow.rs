@@ -4,7 +4,7 @@
 //! a file (`nbd:`, `json:` …) are refused. What a backing file is, its content says.
 use std::path::Path;
 
-use super::content::{Claim, Content, open_disk};
+use super::content::{Claim, Content, open_plain};
 use super::overlay::Overlay;
 use super::{Lookup, parent};
 use crate::disk::{Image, Window, unsupported};
@@ -50,20 +50,15 @@ pub(super) fn open(
         claim.check(content, below.path())?;
         if content != Content::Qcow {
             let beside = |name: &str| lookup(&within(&directory, name));
-            lower = Some(open_disk(below, &name, &claim, &beside)?.image);
+            lower = Some(open_plain(below, &name, &claim, &beside)?.image);
             break;
         }
         window = below;
         paths.push(path);
     }
-    while let Some(upper) = uppers.pop() {
-        lower = Some(match lower {
-            Some(lower) => Box::new(Overlay::new(Box::new(upper), lower)),
-            None => Box::new(upper),
-        });
-    }
-    let image = lower.ok_or_else(|| unsupported(Path::new("qcow2"), "a chain without a disk"))?;
-    Ok((image, notes))
+    let base = lower.or_else(|| uppers.pop().map(|base| Box::new(base) as Box<dyn Image>));
+    let base = base.ok_or_else(|| unsupported(Path::new("qcow2"), "a chain without a disk"))?;
+    Ok((Overlay::stack_over(base, uppers), notes))
 }
 
 /// What a name in the image at `path` is called from where the lookup begins.

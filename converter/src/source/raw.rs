@@ -1,7 +1,7 @@
 //! A raw disk image: the file's bytes are the guest's; holes come from the file system.
 use super::flat::FlatExtents;
 use crate::disk::{
-    Extent, Extents, GuestOffset, Image, MAX_CAPACITY_BYTES, Packed, SECTOR_BYTES, Stored,
+    Extent, Extents, GuestOffset, Image, Layer, MAX_CAPACITY_BYTES, Packed, SECTOR_BYTES, Stored,
     Unpacked, Window, corrupt, unsupported,
 };
 use crate::error::Result;
@@ -49,6 +49,15 @@ impl Image for RawImage {
             })
         });
         Box::new(stored.chain(padding))
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        let [window] = &self.files;
+        let fields = serde_json::json!({
+            "capacity_bytes": self.capacity_bytes,
+            "file_bytes": window.length_bytes(),
+        });
+        vec![Layer::new(window, "raw", fields)]
     }
 
     fn unpack(&self, unit: &Packed, _stored: &[u8], _out: &mut [u8]) -> Result<Unpacked> {

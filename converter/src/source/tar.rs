@@ -1,22 +1,64 @@
-//! Lists a tar archive by position (POSIX.1 ustar and pax, GNU long names): nothing is unpacked.
+//! Lists a tar archive by position (POSIX.1 ustar and pax, GNU long names and sparse files).
 //!
 //! Only regular files are members. A link, a device or a name that comes twice is an error: an OVA
 //! has none, and what they would mean is not ours to guess.
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::disk::{Window, corrupt};
+use super::wrapper::Unpacker;
+use crate::disk::{Window, corrupt, unsupported};
 use crate::error::{Error, Result};
 
 const BLOCK: usize = 512;
 const MAX_MEMBERS: usize = 1024;
 /// Of a pax header or a GNU long name.
 const MAX_EXTENSION_BYTES: u64 = 64 * 1024;
+/// Stored pieces of one sparse file.
+const MAX_PIECES: usize = 1 << 20;
+/// A sparse file's map in a header and in the blocks behind it: where it is, how many entries, and
+/// the byte that says that another block follows (GNU tar manual, "Storing Sparse Files").
+const MAP_IN_HEADER: (usize, usize, usize) = (386, 4, 482);
+const MAP_IN_BLOCK: (usize, usize, usize) = (0, 21, 504);
+const REAL_SIZE: std::ops::Range<usize> = 483..495;
 
 type Header = [u8; BLOCK];
 
-/// The members' names and their windows.
-pub(super) fn members(archive: &Window) -> Result<BTreeMap<String, Window>> {
+/// A regular file of an archive.
+pub(super) struct Member {
+    /// Its bytes as they are stored.
+    window: Window,
+    sparse: Option<Sparse>,
+}
+
+/// What of a file is stored: where each piece belongs, and its length.
+struct Sparse {
+    length_bytes: u64,
+    pieces: Vec<(u64, u64)>,
+}
+
+impl Member {
+    /// The file's bytes; one with holes is laid out first.
+    pub(super) fn window(&self, unpacker: &Unpacker<'_>) -> Result<Window> {
+        let Some(sparse) = &self.sparse else {
+            return Ok(self.window.clone());
+        };
+        let mut pieces = Vec::with_capacity(sparse.pieces.len());
+        let mut from = 0;
+        for (at, length_bytes) in &sparse.pieces {
+            let piece = self.window.part("piece", from, *length_bytes);
+            let piece = piece.ok_or_else(|| {
+                let what = format!("truncated: a sparse file's piece for offset {at} is cut");
+                corrupt(self.window.path(), what)
+            })?;
+            pieces.push((*at, piece));
+            from = from.saturating_add(*length_bytes);
+        }
+        unpacker.spread(&self.window, sparse.length_bytes, &pieces)
+    }
+}
+
+/// The members by their names.
+pub(super) fn members(archive: &Window) -> Result<BTreeMap<String, Member>> {
     let mut members = BTreeMap::new();
     let mut walk = Walk {
         archive,
@@ -24,14 +66,14 @@ pub(super) fn members(archive: &Window) -> Result<BTreeMap<String, Window>> {
         name: None,
         size: None,
     };
-    while let Some((name, window)) = walk.next_member()? {
+    while let Some((name, member)) = walk.next_member()? {
         if members.len() >= MAX_MEMBERS {
             return Err(corrupt(
                 archive.path(),
                 "the archive has more than 1024 members",
             ));
         }
-        if members.insert(name.clone(), window).is_some() {
+        if members.insert(name.clone(), member).is_some() {
             return Err(Error::invalid(format!(
                 "{}: the member {name:?} appears twice",
                 archive.path().display()
@@ -51,7 +93,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn next_member(&mut self) -> Result<Option<(String, Window)>> {
+    fn next_member(&mut self) -> Result<Option<(String, Member)>> {
         loop {
             let Some(header) = self.next_header()? else {
                 return Ok(None);
@@ -64,6 +106,9 @@ impl Walk<'_> {
             };
             let at = self.offset_bytes - BLOCK as u64;
             let size = size.ok_or_else(|| self.damaged(at, "has no valid size"))?;
+            let sparse = (kind == b'S')
+                .then(|| self.read_map(at, &header))
+                .transpose()?;
             let content = self.offset_bytes;
             self.offset_bytes = size
                 .checked_next_multiple_of(BLOCK as u64)
@@ -74,7 +119,10 @@ impl Walk<'_> {
                     self.damaged(at, &what)
                 })?;
             match kind {
-                b'0' | b'7' | 0 => return self.member(&header, content, size).map(Some),
+                b'0' | b'7' | b'S' | 0 => {
+                    let (name, window) = self.member(&header, content, size)?;
+                    return Ok(Some((name, Member { window, sparse })));
+                }
                 b'5' | b'g' => self.name = None,
                 b'x' => self.read_pax(at, content, size)?,
                 b'L' => self.name = Some(self.read_long_name(at, content, size)?),
@@ -120,6 +168,61 @@ impl Walk<'_> {
         Ok((name, window))
     }
 
+    /// The map of a sparse file, which begins in its header; the content follows it.
+    fn read_map(&mut self, at: u64, header: &Header) -> Result<Sparse> {
+        let length_bytes = number(header.get(REAL_SIZE).unwrap_or_default());
+        let length_bytes = length_bytes.ok_or_else(|| self.damaged(at, "has no real size"))?;
+        let mut sparse = Sparse {
+            length_bytes,
+            pieces: Vec::new(),
+        };
+        let mut more = self.read_pieces(at, header, MAP_IN_HEADER, &mut sparse)?;
+        while more {
+            let mut block = [0; BLOCK];
+            self.archive.read_exact_at(&mut block, self.offset_bytes)?;
+            self.offset_bytes += BLOCK as u64;
+            more = self.read_pieces(at, &block, MAP_IN_BLOCK, &mut sparse)?;
+        }
+        Ok(sparse)
+    }
+
+    /// True if the map goes on in another block.
+    fn read_pieces(
+        &self,
+        at: u64,
+        block: &Header,
+        (start, entries, more_at): (usize, usize, usize),
+        sparse: &mut Sparse,
+    ) -> Result<bool> {
+        let mut end = sparse
+            .pieces
+            .last()
+            .map_or(0, |(at, length)| at.saturating_add(*length));
+        let map = block.get(start..).unwrap_or_default();
+        for entry in map.chunks_exact(24).take(entries) {
+            let (offset, length) = entry.split_at(12);
+            if offset.first() == Some(&0) {
+                break;
+            }
+            let piece = number(offset).zip(number(length));
+            let sound = piece.filter(|(offset, length)| {
+                *offset >= end
+                    && offset
+                        .checked_add(*length)
+                        .is_some_and(|end| end <= sparse.length_bytes)
+            });
+            let Some((offset, length)) = sound else {
+                return Err(self.damaged(at, "has a map of a sparse file that is not sound"));
+            };
+            if sparse.pieces.len() >= MAX_PIECES {
+                return Err(self.damaged(at, "has a sparse file of too many pieces"));
+            }
+            end = offset + length;
+            sparse.pieces.push((offset, length));
+        }
+        Ok(block.get(more_at).is_some_and(|more| *more != 0))
+    }
+
     /// `<length> <key>=<value>\n` records; only `path` and `size` matter.
     fn read_pax(&mut self, at: u64, content: u64, size: u64) -> Result<()> {
         let bytes = self.read_extension(at, content, size)?;
@@ -135,6 +238,11 @@ impl Walk<'_> {
                     .and_then(|text| text.parse().ok());
                 let size = size.ok_or_else(|| self.damaged(at, "has a broken pax size"))?;
                 self.size = Some(size);
+            }
+            if record.starts_with(b"GNU.sparse.") {
+                let what = format!("a sparse file in the pax form (tar header at offset {at})");
+                return Err(unsupported(self.archive.path(), what)
+                    .with_remedy("build the archive with `tar --format=oldgnu -S`"));
             }
             rest = after;
         }

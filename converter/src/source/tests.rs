@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::Unobserved;
 use crate::error::{Error, ErrorKind};
 
 struct Place {
@@ -29,7 +30,11 @@ impl Place {
     fn open(&self, name: &str) -> Result<Appliance> {
         let job = self.top.path().join("job");
         let roots = Roots::open(&job, &[]).unwrap();
-        open(&roots, &job.join(name), true)
+        let unpacker = Unpacker {
+            directory: self.top.path(),
+            observer: &Unobserved,
+        };
+        open(&roots, &job.join(name), true, &unpacker)
     }
 
     fn refuses(&self, name: &str) -> Error {
@@ -84,17 +89,22 @@ fn references_never_leave_the_job() {
 #[test]
 fn what_is_recognised_but_not_read_is_named() {
     let place = Place::new();
-    let cases: [(&str, &[u8], &str); 2] = [
-        ("a.gz", b"\x1f\x8b\x08", "gzip"),
-        ("a.zst", b"\x28\xb5\x2f\xfd", "zstd"),
-    ];
-    for (name, head, feature) in cases {
+    let mut vdi = vec![0; 1024];
+    vdi[0x40..0x44].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
+    place.write("a.vdi", vdi);
+    let error = place.refuses("a.vdi");
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(error.to_string().contains("VDI"), "{error}");
+    for (name, head, wrapper) in [
+        ("a.raw.gz", &b"\x1f\x8b\x08"[..], "gzip"),
+        ("a.raw.zst", b"\x28\xb5\x2f\xfd", "zstd"),
+    ] {
         let mut bytes = head.to_vec();
-        bytes.resize(1024, 0);
+        bytes.resize(1024, 0xff);
         place.write(name, bytes);
         let error = place.refuses(name);
-        assert_eq!(error.kind, ErrorKind::Unsupported, "{name}");
-        assert!(error.to_string().contains(feature), "{error}");
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{name}: {error}");
+        assert!(error.to_string().contains(wrapper), "{error}");
     }
     place.write("empty.raw", "");
     assert_eq!(place.refuses("empty.raw").kind, ErrorKind::Corrupt);
@@ -201,6 +211,76 @@ fn an_ova_is_read_in_place() {
             let error = checksum.verify(&|| true).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Corrupt);
         }
+    }
+}
+
+/// `d.img` as GNU tar stores a file with holes: of `size` bytes there are the pieces of `map`.
+fn sparse(size: u64, map: &[(u64, u64)], stored: &[u8], goes_on: bool) -> Vec<u8> {
+    let mut bytes = member("d.img", b'S', &format!("{:011o}", stored.len()), stored);
+    bytes[257..265].copy_from_slice(b"ustar  \0");
+    let fields = map.iter().flat_map(|(at, length)| [*at, *length]);
+    for (number, field) in fields.enumerate() {
+        let at = 386 + 12 * number;
+        bytes[at..at + 12].copy_from_slice(format!("{field:011o}\0").as_bytes());
+    }
+    bytes[482] = u8::from(goes_on);
+    bytes[483] = 0x80;
+    bytes[487..495].copy_from_slice(&size.to_be_bytes());
+    bytes[148..156].fill(b' ');
+    let sum: u64 = bytes[..512].iter().map(|byte| u64::from(*byte)).sum();
+    bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    bytes
+}
+
+#[test]
+fn files_with_holes_are_laid_out_or_refused() {
+    let place = Place::new();
+    let ovf = || regular("vm.ovf", OVF.as_bytes());
+    let stored = [[7; 512], [8; 512]].concat();
+    let sound = sparse(1 << 20, &[(512, 512), (8192, 512)], &stored, false);
+    place.write("vm.ova", archive(&[ovf(), sound]));
+    let image = &place.open("vm.ova").unwrap().disks[0].image;
+    assert_eq!(image.capacity_bytes(), 1 << 20);
+    let bytes = image.files()[0].read_vec(0, 9000).unwrap();
+    assert_eq!(
+        (bytes[511], bytes[512], bytes[1023], bytes[1024]),
+        (0, 7, 7, 0)
+    );
+    assert_eq!((bytes[8191], bytes[8192], bytes[8704]), (0, 8, 0));
+    let corrupt = ErrorKind::Corrupt;
+    let cases: [(&str, Vec<u8>, ErrorKind); 6] = [
+        (
+            "past its end",
+            sparse(600, &[(512, 512)], &stored, false),
+            corrupt,
+        ),
+        (
+            "on each other",
+            sparse(4096, &[(512, 512), (1000, 512)], &stored, false),
+            corrupt,
+        ),
+        (
+            "backwards",
+            sparse(4096, &[(2048, 512), (0, 512)], &stored, false),
+            corrupt,
+        ),
+        (
+            "more than stored",
+            sparse(1 << 20, &[(0, 4096)], &stored, false),
+            corrupt,
+        ),
+        ("endless map", sparse(4096, &[(0, 512)], b"", true), corrupt),
+        (
+            "2^50 bytes",
+            sparse(1 << 50, &[(0, 512)], &stored, false),
+            ErrorKind::Unsupported,
+        ),
+    ];
+    for (what, file, kind) in cases {
+        place.write("vm.ova", archive(&[ovf(), file]));
+        let error = place.refuses("vm.ova");
+        assert_eq!(error.kind, kind, "{what}: {error}");
+        assert!(error.to_string().contains("vm.ova"), "{what}: {error}");
     }
 }
 

@@ -88,6 +88,11 @@ impl Activity {
         self.pulse.beat(patience);
     }
 
+    /// Within the phase, from now on.
+    pub fn be_patient(&self, patience: Duration) {
+        self.pulse.beat(patience);
+    }
+
     pub fn is_stuck(&self, extra: Duration) -> bool {
         self.pulse.is_stuck(extra)
     }
@@ -250,6 +255,12 @@ impl<'a> Reporter<'a> {
 }
 
 impl Observer for Reporter<'_> {
+    fn expect(&self, bytes: u64) {
+        self.activity
+            .total_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn advance(&self, bytes: u64) {
         let done_bytes = self.activity.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.activity.pulse.keep();

@@ -138,9 +138,7 @@ impl Dispatcher {
 
     /// Brings together what is there of a job that has to wait for its turn.
     fn gather_early(&mut self, job: &mut Job) {
-        if !job.is_bare_disk()
-            && let Err(error) = self.arrivals.gather(job)
-        {
+        if let Err(error) = self.arrivals.gather(job) {
             // Its turn will say so in full.
             tracing::debug!(job_id = %job.id(), "{error}");
         }

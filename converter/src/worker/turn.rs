@@ -1,5 +1,5 @@
 //! One job's turn: from the held job to its published result, or to its failure.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use queue::durable::{HostVolume, Volume};
@@ -18,7 +18,7 @@ use crate::convert::vm::{self, Converted, Order};
 use crate::convert::wishes::Wishes;
 use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::{self, Appliance};
+use crate::source::{self, Appliance, Unpacker};
 
 /// Opening and measuring a source, however slow the file system.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(600);
@@ -155,7 +155,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
         wished = wished.heed(&manifest, &settings.output)?;
     }
     wished.origin.drop.clone_from(&job.memory.drop);
-    let appliance = source::open(&roots, &owner, settings.config.checksum)?;
+    let appliance = open_source(job, &roots, settings.config.checksum, activity)?;
     match take_name(job, &appliance)? {
         Begun::Yes => {}
         Begun::NameTaken => return Ok(Work::NameTaken),
@@ -168,19 +168,18 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
     note_time(job, Phase::Verify, started);
 
     job.record.phase = Phase::Convert;
-    activity.enter(
-        job.memory.vm_name.as_str(),
-        Phase::Convert,
-        CONVERT_PATIENCE,
-    );
     let name = job.memory.vm_name.clone();
+    activity.enter(name.as_str(), Phase::Convert, CONVERT_PATIENCE);
     let (staging, result) = (job.staging_dir(), job.result_dir());
     let resume = Resume {
         directory: job.journal_dir(),
         every_bytes: settings.config.checkpoint_mib.saturating_mul(1 << 20),
         has_more: appliance.disks.len() > 1 || settings.care.is_wanted(),
-        sync: &|path| HostVolume.sync(path),
+        sync: &|path| sync(path, activity),
     };
+    if resume.every_bytes == 0 {
+        job.start_over()?;
+    }
     let order = Order {
         name: &name,
         first_file: wished.first_file.as_deref(),
@@ -210,6 +209,30 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
         job.record.timings.insert(format!("guest_{step}"), *seconds);
     }
     Ok(Work::Done(Box::new(converted)))
+}
+
+/// What is compressed as a whole is unpacked into the staging directory; pollers see how far.
+fn open_source(
+    job: &mut Job,
+    roots: &Roots,
+    checksum: bool,
+    activity: &Activity,
+) -> Result<Appliance> {
+    let (owner, staging) = (job.owner_path(), job.staging_dir());
+    let reporter = Reporter::new(activity, job, 0, 0);
+    let unpacker = Unpacker {
+        directory: &staging,
+        observer: &reporter,
+    };
+    source::open(roots, &owner, checksum, &unpacker)
+}
+
+/// What is written so far may take long to become durable.
+fn sync(path: &Path, activity: &Activity) -> Result<()> {
+    activity.be_patient(PUBLISH_PATIENCE);
+    let synced = HostVolume.sync(path);
+    activity.be_patient(CONVERT_PATIENCE);
+    synced
 }
 
 /// Gives the job the name its source bears, if that differs from what the claim made of it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use queue::instance::config::Digest;
 use queue::instance::{Compress, GuestFix, Instance, OnConflict};
 use queue::job::VmName;
 
@@ -93,6 +94,9 @@ fn command(converter: &Path, job: &Path, instance: &Instance) -> Command {
         ]);
     if config.strict_window {
         command.arg("--strict-window");
+    }
+    if config.digest == Digest::Always {
+        command.arg("--digest");
     }
     if config.guest.fix == GuestFix::Off {
         command.arg("--no-fix");

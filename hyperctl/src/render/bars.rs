@@ -90,10 +90,8 @@ fn facts(job: &Job) -> String {
             quantity::bytes(progress.rate_bytes_per_second)
         ));
     }
-    if let Some(seconds) = progress.eta_seconds {
-        let left = std::time::Duration::from_secs(seconds);
-        facts.push(format!("{} left", quantity::age(left)));
-    }
+    facts.extend(progress.eta_seconds.map(job::left));
+    facts.extend(job::which_disk(progress));
     if progress.bytes_total > 0 {
         let total = quantity::bytes(progress.bytes_total);
         facts.push(format!(

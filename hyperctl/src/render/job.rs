@@ -1,8 +1,8 @@
 //! A job as text: a cell of the list, the full block, one line while it runs, and how it ended.
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use queue::job::record::parse_timestamp;
-use queue::job::{DiskRecord, JobState, Record};
+use queue::job::{DiskRecord, JobState, Progress, Record};
 
 use super::fields::Fields;
 use super::quantity;
@@ -27,7 +27,11 @@ pub fn colour(state: &str) -> Colour {
 pub fn detail(job: &Job, now: SystemTime) -> String {
     let record = job.record();
     if job.is(JobState::Processing) {
-        return format!("{} {:.0}%", job.phase(), job.percent().floor());
+        let text = format!("{} {:.0}%", job.phase(), job.percent().floor());
+        return match record.progress.eta_seconds {
+            Some(seconds) => format!("{text}, {}", left(seconds)),
+            None => text,
+        };
     }
     if job.is(JobState::Completed) {
         return quantity::bytes(
@@ -72,10 +76,22 @@ fn waiting(job: &Job, now: SystemTime) -> String {
     text.trim_start().to_owned()
 }
 
-/// Bytes, rate and time left, as far as they are known.
+/// The time that remains.
+pub fn left(seconds: u64) -> String {
+    format!("{} left", quantity::age(Duration::from_secs(seconds)))
+}
+
+/// `disk 2 of 3`; nothing for a VM of one disk.
+pub fn which_disk(progress: &Progress) -> Option<String> {
+    let is_one_of_many = progress.disks > 1 && progress.disk > 0;
+    is_one_of_many.then(|| format!("disk {} of {}", progress.disk, progress.disks))
+}
+
+/// Disk, bytes, rate and time left, as far as they are known.
 pub fn progress(record: &Record) -> String {
     let progress = &record.progress;
     let mut parts = Vec::new();
+    parts.extend(which_disk(progress));
     if progress.bytes_total > 0 {
         let (done, total) = (progress.bytes_done, progress.bytes_total);
         parts.push(format!(
@@ -90,10 +106,7 @@ pub fn progress(record: &Record) -> String {
             quantity::bytes(progress.rate_bytes_per_second)
         ));
     }
-    if let Some(seconds) = progress.eta_seconds {
-        let left = std::time::Duration::from_secs(seconds);
-        parts.push(format!("{} left", quantity::age(left)));
-    }
+    parts.extend(progress.eta_seconds.map(left));
     parts.join(", ")
 }
 
@@ -114,6 +127,14 @@ pub fn block(job: &Job, style: &Style, now: SystemTime) -> String {
         let bar = style.bar(job.percent(), BAR_COLUMNS);
         fields.add_painted("Progress", &format!("{bar} {:.0}%", job.percent().floor()));
         fields.add_all("", Some(progress(record)).filter(|text| !text.is_empty()));
+    }
+    let resumed_bytes = record.progress.resumed_bytes;
+    if resumed_bytes > 0 {
+        let resumed = quantity::bytes(resumed_bytes);
+        fields.add(
+            "Resumed",
+            format!("{resumed} were done by an earlier attempt"),
+        );
     }
     if let Some(cause) = job.cause() {
         fields.add_painted("Error", &style.paint(Colour::Red, &clean(&cause.message)));

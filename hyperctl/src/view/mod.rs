@@ -113,7 +113,7 @@ impl Place {
         let head = pieces::head(&path, candidate::HEAD_BYTES).unwrap_or_default();
         pieces.iter().find(is_missing).map_or_else(
             || match candidate::is_companion(name, &head) {
-                true => "waits a while for an OVF or manifest that names it".to_owned(),
+                true => "waits a while for a file that names it".to_owned(),
                 false => "is not claimed yet".to_owned(),
             },
             |missing| format!("names {missing:?}, which is not there"),

@@ -226,7 +226,7 @@ pub fn record(vm: &str, state: JobState) -> Record {
                 percent: 46.9,
                 rate_bytes_per_second: 325_058_560,
                 eta_seconds: Some(4),
-                resumed_bytes: 0,
+                resumed_bytes: 600 << 20,
                 disk: 1,
                 disks: 2,
             };

@@ -50,7 +50,7 @@ fn status_follow_tells_each_change_once() {
     });
     assert_eq!(
         running.line(),
-        "web: processing, convert 46% (1.2 GiB of 2.5 GiB, 310 MiB/s, 4s left)"
+        "web: processing, convert 46% (disk 1 of 2, 1.2 GiB of 2.5 GiB, 310 MiB/s, 4s left)"
     );
     change(&fixture.spool, id, |job| {
         *job = queue::job::Record {

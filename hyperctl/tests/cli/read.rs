@@ -46,7 +46,7 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
     assert_eq!(
         rows,
         [
-            "busy processing 3m convert 46%",
+            "busy processing 3m convert 46%, 4s left",
             "short queued 3m waits for short-disk2.vmdk",
             "soon queued 3m #2",
             "late queued 3m #3 low",
@@ -96,9 +96,10 @@ fn status_tells_everything_about_a_job() {
                 "● busy (job-",
                 "State: processing, convert",
                 "46%",
-                "1.2 GiB of 2.5 GiB",
+                "disk 1 of 2, 1.2 GiB of 2.5 GiB",
                 "310 MiB/s",
                 "4s left",
+                "Resumed: 600 MiB were done by an earlier attempt",
                 "Source: busy.vmdk",
             ],
         ),

@@ -9,8 +9,8 @@ pub enum Class {
     Disk,
 }
 
-const DISKS: [&str; 9] = [
-    "vmdk", "ova", "vhd", "vhdx", "raw", "img", "ami", "qcow2", "vdi",
+const DISKS: [&str; 11] = [
+    "vmdk", "ova", "vhd", "avhd", "vhdx", "avhdx", "raw", "img", "ami", "qcow2", "vdi",
 ];
 const WRAPPERS: [&str; 3] = ["gz", "xz", "zst"];
 const UNFINISHED: [&str; 4] = [".part", ".tmp", ".filepart", ".crdownload"];
@@ -30,7 +30,9 @@ pub fn classify(name: &str) -> Option<Class> {
     let (stem, extension) = lower.rsplit_once('.')?;
     let extension = if WRAPPERS.contains(&extension) {
         let (_, inner) = stem.rsplit_once('.')?;
-        return DISKS.contains(&inner).then_some(Class::Disk);
+        // A disk alone in a tar archive, as clouds export it.
+        let is_disk = DISKS.contains(&inner) || inner == "tar";
+        return is_disk.then_some(Class::Disk);
     } else {
         extension
     };
@@ -43,15 +45,21 @@ pub fn classify(name: &str) -> Option<Class> {
 
 /// The name without its extensions: what a bare disk's VM is called.
 pub fn stem(name: &str) -> &str {
-    let Some((mut stem, extension)) = name.rsplit_once('.') else {
-        return name;
-    };
-    if WRAPPERS.contains(&extension.to_ascii_lowercase().as_str())
-        && let Some((inner, _)) = stem.rsplit_once('.')
-    {
-        stem = inner;
+    let inner = unwrapped(name);
+    match inner.rsplit_once('.') {
+        Some(("", _)) => name,
+        Some((stem, _)) => stem,
+        None => inner,
     }
-    if stem.is_empty() { name } else { stem }
+}
+
+/// The name without the extension of a wrapper.
+pub fn unwrapped(name: &str) -> &str {
+    let is_wrapper = |extension: &str| WRAPPERS.contains(&extension.to_ascii_lowercase().as_str());
+    match name.rsplit_once('.') {
+        Some((inner, extension)) if is_wrapper(extension) && !inner.is_empty() => inner,
+        _ => name,
+    }
 }
 
 /// What companions of one VM share: the stem without a trailing disk number.
@@ -84,14 +92,24 @@ pub fn is_extent(name: &str, head: &[u8]) -> bool {
 }
 
 /// Whether a disk's name and first bytes say that it is one of a VM whose OVF or manifest may still
-/// come: `web-disk1.vmdk`, or a streamOptimized `web-1.vmdk`, which is how exports are written.
+/// come: `web-disk1.vmdk`, or a streamOptimized `web-1.vmdk`, which is how exports are written. Or
+/// that it is a snapshot's, of which there may be later ones: `web-000001.vmdk`, `.avhdx`.
 pub fn is_companion(name: &str, head: &[u8]) -> bool {
     let lower = stem(name).to_ascii_lowercase();
     let rest = lower.trim_end_matches(|c: char| c.is_ascii_digit());
     let number = lower.get(rest.len()..).unwrap_or_default();
     let separated = |rest: &str| rest.len() > 1 && rest.ends_with(['-', '_', '.', ' ']);
+    if [".avhd", ".avhdx"]
+        .iter()
+        .any(|end| name.to_ascii_lowercase().ends_with(end))
+    {
+        return true;
+    }
     if number.is_empty() {
         return false;
+    }
+    if number.len() == 6 && rest.ends_with('-') && name.to_ascii_lowercase().ends_with(".vmdk") {
+        return true;
     }
     if rest
         .trim_end_matches(['-', '_'])
@@ -154,7 +172,9 @@ mod tests {
             ("vm.vmdk", Some(Class::Disk)),
             ("VM.OVA", Some(Class::Disk)),
             ("a.raw.xz", Some(Class::Disk)),
-            ("a.tar.gz", None),
+            ("a.tar.gz", Some(Class::Disk)),
+            ("a.tar", None),
+            ("a.json.gz", None),
             ("manifest.json", Some(Class::Manifest)),
             ("x.ovf", Some(Class::Ovf)),
             ("x.mf", None),
@@ -193,6 +213,9 @@ mod tests {
             ("Web_Disk-002.vhd.gz", true),
             ("web-1.vmdk", true),
             ("web_12.vmdk", true),
+            ("web-000002.vmdk", true),
+            ("web_8A9F.avhdx", true),
+            ("web-000002.raw", false),
             ("web-01.vmdk", false),
             ("web.vmdk", false),
             ("disk1.vmdk", false),

@@ -110,8 +110,8 @@ impl Arrivals {
             Ok(described) => described,
             Err(error) => return Verdict::Ready(Arrival::Refused(lone(name, kind), error)),
         };
-        if kind == DropKind::Ovf {
-            // Its disks may have come long before, and be jobs of their own: the claimed job
+        if kind == DropKind::Ovf || described.has_parent {
+            // What it names may have come long before, and be jobs of their own: the claimed job
             // gathers them, wherever they are.
             return Verdict::Ready(arrival(name, name, kind, Ok(described), false));
         }

@@ -34,6 +34,17 @@ impl Arrivals {
 
     /// Brings a claimed job's pieces together; those in the queue directory are taken when whole.
     pub fn gather(&mut self, job: &mut Job) -> Result<Gathered> {
+        loop {
+            let (gathered, has_taken) = self.gather_named(job)?;
+            // What was taken may name more: a descriptor its extents, a parent its own parent.
+            if !has_taken {
+                return Ok(gathered);
+            }
+        }
+    }
+
+    /// Takes what the files in `source/` name; whether that was anything.
+    fn gather_named(&mut self, job: &mut Job) -> Result<(Gathered, bool)> {
         let source = job.source_dir();
         let before = self.wanted.remove(&job.id());
         let directories = self.directories.clone();
@@ -41,6 +52,7 @@ impl Arrivals {
         let pieces = self.texts.pieces(&scope(&directories, &source), &owner)?;
         let mut moved = before.map_or_else(Instant::now, |wanted| wanted.moved);
         let mut missing = Vec::new();
+        let mut has_taken = false;
         for name in pieces.names.iter().chain(&pieces.optional) {
             // What lies in `source/` was whole when it was taken.
             if std::fs::symlink_metadata(source.join(name)).is_ok() {
@@ -53,6 +65,7 @@ impl Arrivals {
                 self.stillness.forget(&there);
                 self.pending.remove(name);
                 moved = Instant::now();
+                has_taken = true;
             } else if !pieces.optional.contains(name) {
                 missing.push(name.clone());
             }
@@ -67,7 +80,7 @@ impl Arrivals {
             for name in pieces.names.iter().chain([&owner]) {
                 self.texts.forget(&source.join(name));
             }
-            return Ok(Gathered::Whole);
+            return Ok((Gathered::Whole, has_taken));
         }
         let grown = missing
             .iter()
@@ -81,10 +94,8 @@ impl Arrivals {
         let overdue = is_final || moved.elapsed() >= self.terms.incomplete_timeout;
         let names = missing.clone();
         self.wanted.insert(job.id(), Wanted { names, moved });
-        Ok(Gathered::Missing {
-            names: missing,
-            overdue,
-        })
+        let names = missing;
+        Ok((Gathered::Missing { names, overdue }, has_taken))
     }
 
     fn last_growth(&mut self, name: &str) -> Option<Instant> {

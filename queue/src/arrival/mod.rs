@@ -8,6 +8,7 @@ mod drops;
 mod elsewhere;
 mod examine;
 mod gather;
+mod parents;
 pub mod pieces;
 mod settle;
 #[cfg(test)]

@@ -2,11 +2,12 @@
 //!
 //! Names are data. One that is not plainly beneath the owner's directory is no piece of the drop:
 //! it is left where it is, and opening it later is the business of `roots`.
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use crate::arrival::{candidate, xml};
+use crate::arrival::{candidate, parents, xml};
 use crate::error::{Error, Result};
 use crate::job::{Manifest, Priority, manifest};
 
@@ -21,6 +22,8 @@ pub struct Pieces {
     pub names: Vec<String>,
     /// Those of `names` without which the drop is whole all the same (`.mf`, `.cert`).
     pub optional: Vec<String>,
+    /// Whether the owner is a differencing disk: `names` hold its parent, and that one's.
+    pub has_parent: bool,
     /// Absolute names of a manifest's disks that lie outside the queue.
     pub outside: Vec<PathBuf>,
     pub vm_name: Option<String>,
@@ -50,12 +53,26 @@ impl Scope<'_> {
         direct: &mut dyn FnMut(&str) -> Result<Pieces>,
     ) -> Result<Pieces> {
         let mut pieces = direct(owner)?;
-        // A manifest's or OVF's disk may itself be a descriptor with extents.
-        for name in pieces.names.clone() {
-            let is_vmdk = name.to_ascii_lowercase().ends_with(".vmdk");
-            if is_vmdk && let Ok(below) = direct(&name) {
-                pieces.names.extend(below.names);
+        // A manifest's or OVF's disk may itself be a descriptor with extents, and a parent's parent
+        // belongs to the chain.
+        let mut known: BTreeSet<String> = pieces.names.iter().cloned().collect();
+        let mut next = 0;
+        while let Some(name) = pieces.names.get(next).cloned()
+            && pieces.names.len() < MAX_PIECES
+        {
+            next += 1;
+            let is_disk = candidate::classify(&name) == Some(candidate::Class::Disk);
+            if is_disk
+                && name != owner
+                && let Ok(below) = direct(&name)
+            {
+                let fresh = below.names.into_iter().filter(|n| known.insert(n.clone()));
+                pieces.names.extend(fresh);
             }
+        }
+        if pieces.has_parent && known.contains(owner) {
+            // A chain that leads back into itself has no leaf: each of its disks is refused alone.
+            pieces.names.clear();
         }
         pieces.names.sort_unstable();
         pieces.names.dedup();
@@ -76,9 +93,22 @@ impl Scope<'_> {
             Some(candidate::Class::Disk) if is_descriptor_file(&path) => {
                 Ok(self.of_descriptor(owner, &read(&path, MAX_TEXT_BYTES)?))
             }
-            Some(candidate::Class::Disk) => Ok(self.of_ova(owner, &path).unwrap_or_default()),
+            Some(candidate::Class::Disk) => Ok(self
+                .of_differencing(owner, &path)
+                .or_else(|| self.of_ova(owner, &path))
+                .unwrap_or_default()),
             None => Ok(Pieces::default()),
         }
+    }
+
+    /// A differencing disk owns its parent, which lies beside it.
+    fn of_differencing(&self, owner: &str, path: &Path) -> Option<Pieces> {
+        let parent = parents::parent_name(&open(path).ok()?)?;
+        Some(Pieces {
+            names: vec![self.resolve(owner, &parent)?],
+            has_parent: true,
+            ..Pieces::default()
+        })
     }
 
     /// An OVA owns nothing outside itself; its OVF, which comes first (DSP0243, 5.3), names the VM.
@@ -130,6 +160,7 @@ impl Scope<'_> {
         Pieces {
             names: names.collect(),
             optional: Vec::new(),
+            has_parent: false,
             outside: manifest
                 .disks
                 .iter()
@@ -153,7 +184,15 @@ impl Scope<'_> {
             match node.tag_name().name() {
                 "File" => {
                     let href = local(&node, "href").unwrap_or_default();
-                    pieces.names.extend(self.resolve(owner, &href));
+                    let number = |name| local(&node, name).and_then(|text| text.parse().ok());
+                    match (number("chunkSize"), number("size")) {
+                        (Some(chunk), size) => {
+                            let names = chunks(&href, chunk, size);
+                            let names = names.filter_map(|name| self.resolve(owner, &name));
+                            pieces.names.extend(names);
+                        }
+                        _ => pieces.names.extend(self.resolve(owner, &href)),
+                    }
                 }
                 "VirtualSystem" => {
                     let name = node
@@ -186,8 +225,10 @@ impl Scope<'_> {
             .filter_map(|line| line.split('"').nth(1))
             .take(MAX_PIECES)
             .filter_map(|name| self.resolve(owner, name));
+        let parent = parents::of_descriptor(&text).and_then(|name| self.resolve(owner, &name));
         Pieces {
-            names: names.collect(),
+            has_parent: parent.is_some(),
+            names: names.chain(parent).collect(),
             ..Pieces::default()
         }
     }
@@ -219,8 +260,14 @@ impl Scope<'_> {
         }
         // Nothing of the queue's own (`.processing` and so on) is anybody's piece.
         let text = plain.to_str()?;
-        (!text.is_empty() && !text.starts_with('.')).then(|| text.to_owned())
+        (crate::roots::is_plain(text) && !text.starts_with('.')).then(|| text.to_owned())
     }
+}
+
+/// The files that one of `size` bytes was cut into (DSP0243, 7.1): one at least.
+fn chunks(href: &str, chunk: u64, size: Option<u64>) -> impl Iterator<Item = String> {
+    let count = size.unwrap_or(1).div_ceil(chunk.max(1));
+    (0..count.clamp(1, MAX_PIECES as u64)).map(move |number| format!("{href}.{number:09}"))
 }
 
 /// The VM that a manifest speaks of which is otherwise wrong: whoever wrote it polls for that name.
@@ -281,7 +328,7 @@ mod tests {
         std::fs::write(
             queue.join("vm.vmdk"),
             "# Disk DescriptorFile\nRW 1 FLAT \"vm-flat.vmdk\" 0\nRW 1 FLAT \"/etc/shadow\" 0\n\
-             RW 1 FLAT \"../x\" 0\nRW 1 FLAT \".processing/y\" 0\n",
+             RW 1 FLAT \"../x\" 0\nRW 1 FLAT \".processing/y\" 0\nRW 1 FLAT \"a\0b\" 0\n",
         )
         .unwrap();
         assert_eq!(scope.pieces("vm.vmdk").unwrap().names, ["vm-flat.vmdk"]);
@@ -296,6 +343,15 @@ mod tests {
         assert_eq!(pieces.names, ["a-1.vmdk"]);
         assert_eq!(pieces.optional, ["a.mf", "a.cert"]);
         assert_eq!(pieces.vm_name.as_deref(), Some("App"));
+        std::fs::write(
+            queue.join("b.ovf"),
+            r#"<Envelope xmlns:ovf="o"><References>
+               <File ovf:href="b.vmdk" ovf:chunkSize="1000" ovf:size="2001"/>
+               </References></Envelope>"#,
+        )
+        .unwrap();
+        let names = ["b.vmdk.000000000", "b.vmdk.000000001", "b.vmdk.000000002"];
+        assert_eq!(scope.pieces("b.ovf").unwrap().names, names);
 
         let manifest = serde_json::json!({"manifest_version": "1.0", "disks": [
             {"id": "a", "source_format": "vmdk", "bytes": 0, "local_path": "vm.vmdk"},

@@ -307,3 +307,37 @@ fn nothing_is_remembered_of_what_is_gone() {
         .stillness
         .retain(|path: &Path| panic!("{} is remembered", path.display()));
 }
+
+fn qcow2(backing: &str) -> Vec<u8> {
+    let mut bytes = b"QFI\xfb\0\0\0\x03".to_vec();
+    bytes.extend(if backing.is_empty() { 0_u64 } else { 104 }.to_be_bytes());
+    bytes.extend((backing.len() as u32).to_be_bytes());
+    bytes.resize(104, 0);
+    bytes.extend(backing.as_bytes());
+    bytes.resize(1024, 0);
+    bytes
+}
+
+#[test]
+fn a_chains_last_disk_owns_the_others() {
+    let mut site = Site::new();
+    site.write("base.qcow2", &qcow2(""));
+    site.write("mid.qcow2", &qcow2("base.qcow2"));
+    site.write("top.qcow2", &qcow2("C:\\elsewhere\\mid.qcow2"));
+    let mut job = site.claim();
+    assert_eq!(job.memory.drop, "top.qcow2");
+    let gathered = site.arrivals.gather(&mut job).unwrap();
+    assert!(matches!(gathered, Gathered::Whole));
+    assert_eq!(site.ready(), [""; 0]);
+    for name in ["base.qcow2", "mid.qcow2", "top.qcow2"] {
+        assert!(job.source_dir().join(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_chain_without_an_end_is_nobodys() {
+    let mut site = Site::new();
+    site.write("a.qcow2", &qcow2("b.qcow2"));
+    site.write("b.qcow2", &qcow2("a.qcow2"));
+    assert_eq!(site.ready(), ["a.qcow2", "b.qcow2"]);
+}

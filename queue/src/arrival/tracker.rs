@@ -271,8 +271,7 @@ impl Arrivals {
         let scope = scope(&directories, &directories.queue);
         let mut owned = BTreeSet::new();
         for name in names {
-            let is_owner = !matches!(candidate::classify(name), None | Some(Class::Disk))
-                || name.to_ascii_lowercase().ends_with(".vmdk");
+            let is_owner = candidate::classify(name).is_some();
             if is_owner && let Some(pieces) = self.texts.pieces_if_sound(&scope, name) {
                 owned.extend(pieces.names);
             }

@@ -28,7 +28,7 @@ pub fn is_complete(path: &Path) -> std::io::Result<bool> {
         return Ok(tar(&file, size_bytes));
     }
     let name = path.to_string_lossy().to_ascii_lowercase();
-    if name.ends_with(".vhd") {
+    if name.ends_with(".vhd") || name.ends_with(".avhd") {
         return Ok(tail_starts_with(&file, size_bytes, 512, b"conectix")
             || tail_starts_with(&file, size_bytes, 511, b"conectix"));
     }

@@ -33,6 +33,8 @@ pub struct Config {
     pub strict_window: bool,
     /// Whether the checksums of manifests and `.mf` files are verified.
     pub checksum: bool,
+    /// Whether a content digest is computed even of data that is shared by reflink.
+    pub digest: Digest,
     pub on_conflict: OnConflict,
     pub archive: Archive,
     /// Worker crashes after which a job fails.
@@ -70,6 +72,16 @@ pub enum Compress {
     None,
     Zlib,
     Zstd,
+}
+
+/// When the content digest of a result is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Digest {
+    /// Unless data need not be read, because it goes over by reflink.
+    #[default]
+    Auto,
+    Always,
 }
 
 /// What happens when a result of the same VM name is there already.
@@ -190,6 +202,7 @@ impl Default for Config {
             compress_level: None,
             strict_window: false,
             checksum: true,
+            digest: Digest::Auto,
             on_conflict: OnConflict::Replace,
             archive: Archive::Keep,
             max_attempts: 3,

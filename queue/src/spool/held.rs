@@ -210,9 +210,7 @@ impl Job {
         self.spool.save_memory(&self.memory)?;
         self.spool.retire(&self.memory)?;
         if !self.keep_staging()? {
-            self.spool
-                .volume
-                .create_dir(&self.staging_dir(), OWN_MODE)?;
+            self.start_over()?;
         }
         let now = record::timestamp(SystemTime::now());
         self.record.state = JobState::Processing;
@@ -262,6 +260,12 @@ impl Job {
         self.record.attempts = self.memory.attempts;
         self.record.progress = Default::default();
         self.save_record(true)
+    }
+
+    /// Gives up what an earlier attempt left of a begun job.
+    pub fn start_over(&self) -> Result<()> {
+        self.clear_staging()?;
+        self.volume().create_dir(&self.staging_dir(), OWN_MODE)
     }
 
     /// Keeps what is staged if there is a journal of it; clears it otherwise, and says false.

@@ -62,7 +62,7 @@ pub struct DaemonArgs {
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// A disk, an OVA, an OVF, a manifest (*.json) or a job directory
+    /// A disk or an OVA (also as .gz, .xz or .zst), an OVF, a manifest (*.json) or a job directory
     #[arg(required = true, value_name = "SOURCE")]
     pub sources: Vec<PathBuf>,
     /// The image to write, or the directory to put VM/VM.qcow2 and a link to it into
@@ -85,6 +85,9 @@ pub struct ConvertArgs {
     /// With zlib: carry no stream of the source over, deflate with a window of 4 KiB
     #[arg(long)]
     pub strict_window: bool,
+    /// Compute the content digest even of data that is shared by reflink and need not be read
+    #[arg(long)]
+    pub digest: bool,
     /// Name the VM; else its source's own name
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -116,7 +119,7 @@ pub struct ConvertArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A disk, an OVA, an OVF, a manifest (*.json) or a job directory
+    /// A disk or an OVA (also as .gz, .xz or .zst), an OVF, a manifest (*.json) or a job directory
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
     /// How the appliance runs: KVM if it works, or emulation

@@ -7,9 +7,9 @@ use converter::convert::examine::{self, Care};
 use converter::convert::vm::{self, Converted, Order};
 use converter::convert::wishes::Wishes;
 use converter::error::{Error, ErrorKind, Result};
-use converter::source::{self, Appliance};
+use converter::source::{self, Appliance, Unpacker};
 use queue::instance::Config;
-use queue::instance::config::{BootCheck, GuestFix, Libvirt};
+use queue::instance::config::{BootCheck, Digest, GuestFix, Libvirt};
 use queue::job::{DiskRecord, Phase, VmName};
 use queue::roots::Roots;
 use serde::Serialize;
@@ -114,7 +114,14 @@ fn convert(
     let (roots, owner) = locate(path, &args.source_roots)?;
     let mut wishes = wishes(args, &roots, &owner, place)?;
     wishes.origin.drop = path.display().to_string();
-    let appliance = source::open(&roots, &owner, !args.no_checksum)?;
+    let progress = Progress::new(0, args.json, interrupt);
+    progress.say("opening".to_owned());
+    let unpacker = Unpacker {
+        directory: place.parent(),
+        observer: &progress,
+    };
+    let appliance = source::open(&roots, &owner, !args.no_checksum, &unpacker)?;
+    drop(progress);
     let name = vm_name(args, &appliance, &owner)?;
     let count = appliance.disks.len();
     if matches!(place, Place::File(_)) && count > 1 {
@@ -213,6 +220,9 @@ fn wishes(args: &ConvertArgs, roots: &Roots, owner: &Path, place: &Place) -> Res
     let plan = &mut wishes.plan;
     plan.threads = args.threads;
     plan.strict_window = args.strict_window;
+    if args.digest {
+        plan.digest = Digest::Always;
+    }
     if let Some(format) = args.format {
         plan.format = format.into();
         wishes.first_file = None;
@@ -234,11 +244,12 @@ fn vm_name(args: &ConvertArgs, appliance: &Appliance, owner: &Path) -> Result<Vm
     if let Some(name) = &args.name {
         return VmName::new(name);
     }
-    let stem = owner.file_stem().unwrap_or_default().to_string_lossy();
+    let file = owner.file_name().unwrap_or_default().to_string_lossy();
+    let stem = queue::arrival::candidate::stem(&file);
     let named = appliance.machine.name.as_deref();
     Ok(named
         .and_then(|name| VmName::new(name).ok())
-        .unwrap_or_else(|| VmName::of_file(&stem)))
+        .unwrap_or_else(|| VmName::of_file(stem)))
 }
 
 fn write_metadata(converted: &Converted, directory: &Path) -> Result<()> {
@@ -252,14 +263,14 @@ fn show(outcome: &Outcome) {
     for disk in &outcome.disks {
         output::line(&format!(
             "  {}: {}, {} of {} written, {}",
-            disk.name,
-            disk.source_format,
+            output::plain(&disk.name),
+            output::plain(&disk.source_format),
             indicatif::BinaryBytes(disk.output_bytes),
             indicatif::BinaryBytes(disk.virtual_size_bytes),
-            disk.digest.as_deref().unwrap_or_default(),
+            disk.digest.as_deref().unwrap_or("without a digest"),
         ));
     }
     for note in &outcome.notes {
-        output::line(&format!("  note: {note}"));
+        output::line(&format!("  note: {}", output::plain(note)));
     }
 }

@@ -15,6 +15,28 @@ pub fn line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// A text of a file as it may stand on a terminal: what would steer it is spelled out.
+pub fn plain(text: &str) -> String {
+    // Controls, and the marks that turn the direction of writing.
+    let turns = |c: char| {
+        let marks = [
+            '\u{200e}'..='\u{200f}',
+            '\u{202a}'..='\u{202e}',
+            '\u{2066}'..='\u{2069}',
+        ];
+        marks.iter().any(|range| range.contains(&c))
+    };
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || turns(c) {
+            plain.extend(c.escape_unicode());
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
 pub fn json(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
         Ok(text) => line(&text),

@@ -78,6 +78,10 @@ impl Drop for Progress {
 }
 
 impl Observer for Progress {
+    fn expect(&self, bytes: u64) {
+        self.bar.inc_length(bytes);
+    }
+
     fn advance(&self, bytes: u64) {
         self.bar.inc(bytes);
     }

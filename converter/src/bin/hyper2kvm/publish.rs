@@ -33,6 +33,14 @@ impl Place {
         }
         Ok(Self::File(path))
     }
+
+    /// The directory on whose file system the work is done.
+    pub fn parent(&self) -> &Path {
+        match self {
+            Self::File(path) => durable::parent(path),
+            Self::Directory(path) => path,
+        }
+    }
 }
 
 /// One result in the making: a directory aside, removed again unless it was published.

@@ -277,6 +277,13 @@ fn a_finished_disk_is_not_read_again() {
     assert_eq!(again.resumed_bytes, site.disk.allocated_bytes);
     assert!(observer.has_told("finished before"));
     site.check(&again);
+
+    let file = File::options().write(true).open(site.image()).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"repaired", 5 * BLOCK_BYTES).unwrap();
+    let observer = Ending::never();
+    let report = site.attempt(&observer).unwrap();
+    assert!(observer.has_told("changed after it was finished"));
+    site.check(&report);
 }
 
 #[test]

@@ -115,8 +115,10 @@ pub fn wanted_by(unit: &[u8]) -> Vec<String> {
         let wanted = line.strip_prefix("WantedBy=").filter(|_| is_install);
         for target in wanted.unwrap_or_default().split_ascii_whitespace() {
             let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@\\".contains(c);
-            if target.len() < 100 && target.contains('.') && target.chars().all(is_plain) {
-                folders.push(format!("{target}.wants"));
+            let folder = format!("{target}.wants");
+            let is_unit = target.contains('.') && target.chars().all(is_plain);
+            if is_unit && target.len() < 100 && !folders.contains(&folder) {
+                folders.push(folder);
             }
         }
     }

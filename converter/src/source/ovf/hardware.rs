@@ -63,6 +63,13 @@ pub fn read(envelope: Node<'_, '_>, system: Node<'_, '_>) -> (Machine, Vec<Attac
     (machine, attachments)
 }
 
+/// The hardware family that the descriptor was written for.
+pub fn system_type(system: Node<'_, '_>) -> Option<String> {
+    let section = child(system, "VirtualHardwareSection")?;
+    let named = child(section, "System")?;
+    child_text(named, "VirtualSystemType").map(str::to_owned)
+}
+
 fn os_hint(system: Node<'_, '_>) -> Option<String> {
     let section = child(system, "OperatingSystemSection")?;
     attribute(section, "osType")

@@ -28,6 +28,8 @@ pub struct Ovf {
     pub machine: Machine,
     /// In hardware order: the first is the one that firmware tries first.
     pub disks: Vec<OvfDisk>,
+    /// `vmx-19` and the like.
+    pub system_type: Option<String>,
     /// What was read over or left out, one line each; those about the machine are in it.
     pub notes: Vec<String>,
 }
@@ -41,6 +43,8 @@ pub struct OvfDisk {
     pub compression: Option<String>,
     /// The file is cut into pieces of this size: `href.000000000`, `href.000000001` …
     pub chunk_size_bytes: Option<u64>,
+    /// Of a file in chunks: the bytes of all of them together.
+    pub size_bytes: Option<u64>,
     /// `scsi`, `sata`, `ide`, `nvme` or `usb`.
     pub bus: Option<String>,
 }
@@ -77,6 +81,7 @@ pub fn parse(bytes: &[u8]) -> Result<Ovf> {
     Ok(Ovf {
         machine,
         disks: chosen,
+        system_type: hardware::system_type(system),
         notes,
     })
 }
@@ -120,6 +125,7 @@ struct File {
     href: String,
     compression: Option<String>,
     chunk_size_bytes: Option<u64>,
+    size_bytes: Option<u64>,
 }
 
 struct Disk {
@@ -181,6 +187,9 @@ impl Package {
             href: href.to_owned(),
             compression: compression.map(str::to_owned),
             chunk_size_bytes,
+            size_bytes: chunk_size_bytes
+                .and_then(|_| attribute(node, "size"))
+                .and_then(|text| text.parse().ok()),
         };
         if self.files.insert(id.to_owned(), file).is_some() {
             let id = quote(id);
@@ -342,6 +351,7 @@ impl Package {
             capacity_bytes,
             compression: file.compression.clone(),
             chunk_size_bytes: file.chunk_size_bytes,
+            size_bytes: file.size_bytes,
             bus,
         })
     }

@@ -13,6 +13,7 @@ fn disk(href: &str, capacity_bytes: u64, bus: Option<&str>) -> OvfDisk {
         capacity_bytes: Some(capacity_bytes),
         compression: None,
         chunk_size_bytes: None,
+        size_bytes: None,
         bus: bus.map(str::to_owned),
     }
 }

@@ -20,6 +20,16 @@ pub(super) enum DiskType {
     Differencing,
 }
 
+impl DiskType {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::Dynamic => "dynamic",
+            Self::Differencing => "differencing",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Footer {
     pub disk_type: DiskType,
@@ -27,8 +37,24 @@ pub(super) struct Footer {
     /// Where the dynamic disk header is; meaningless for a fixed disk.
     pub data_offset_bytes: u64,
     pub unique_id: [u8; 16],
+    pub origin: Origin,
     /// Where the guest's bytes of a fixed disk end at the latest.
     pub offset_bytes: u64,
+}
+
+/// What the footer says of its writer and the machine: shown, never relied on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub application: String,
+    pub version: u32,
+    pub host: String,
+    /// Seconds since 2000.
+    pub created_seconds: u32,
+    /// Cylinders, heads and sectors.
+    pub geometry: (u16, u8, u8),
+    pub saved_state: bool,
+    /// The footer at the end was lost: this is its copy.
+    pub is_copy: bool,
 }
 
 impl Footer {
@@ -56,7 +82,10 @@ impl Footer {
         // disk has no copy: there the front is the guest's.
         let head = window.read_vec(0, FOOTER_BYTES)?;
         match Self::parse(&head, window.path(), offset_bytes) {
-            Ok(copy) if copy.disk_type != DiskType::Fixed => Ok(copy),
+            Ok(mut copy) if copy.disk_type != DiskType::Fixed => {
+                copy.origin.is_copy = true;
+                Ok(copy)
+            }
             _ => found,
         }
     }
@@ -94,6 +123,18 @@ impl Footer {
             capacity_bytes,
             data_offset_bytes: field64(bytes, 16),
             unique_id: guid(bytes, 68),
+            origin: Origin {
+                application: word(bytes, 28),
+                version: field32(bytes, 32),
+                host: word(bytes, 36),
+                created_seconds: field32(bytes, 24),
+                geometry: {
+                    let [heads, sectors] = array(bytes, 58);
+                    (field16(bytes, 56), heads, sectors)
+                },
+                saved_state: bytes.get(84) == Some(&1),
+                is_copy: false,
+            },
             offset_bytes,
         })
     }
@@ -121,6 +162,16 @@ pub(super) fn check_sum(bytes: &[u8], at: usize) -> std::result::Result<(), Stri
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let field = bytes.get(at..).and_then(|rest| rest.first_chunk::<N>());
     field.copied().unwrap_or([0; N])
+}
+
+/// Four letters, padded with spaces.
+fn word(bytes: &[u8], at: usize) -> String {
+    let letters = array::<4>(bytes, at);
+    String::from_utf8_lossy(&letters).trim().to_owned()
+}
+
+fn field16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes(array(bytes, at))
 }
 
 pub(super) fn field32(bytes: &[u8], at: usize) -> u32 {

@@ -8,6 +8,11 @@ mod header;
 #[cfg(test)]
 mod tests;
 
+use std::time::{Duration, SystemTime};
+
+use queue::job::record::timestamp;
+use serde_json::json;
+
 use self::bat::Bat;
 pub(super) use self::footer::COOKIE;
 use self::footer::{DiskType, Footer};
@@ -17,8 +22,13 @@ use super::blocks::{BlockExtents, Geometry};
 use super::flat::FlatExtents;
 use super::overlay::{Overlay, nothing_packed};
 use super::parent;
-use crate::disk::{Extents, GuestOffset, Image, Packed, SECTOR_BYTES, Unpacked, Window, corrupt};
+use crate::disk::{
+    Extents, GuestOffset, Image, Layer, Packed, SECTOR_BYTES, Unpacked, Window, brief, corrupt,
+};
 use crate::error::Result;
+
+/// 2000-01-01, from which its time stamps count.
+const EPOCH_SECONDS: u64 = 946_684_800;
 
 /// One file of a chain.
 struct Vhd {
@@ -32,11 +42,7 @@ struct Vhd {
 pub(super) fn open(window: Window, lookup: Lookup<'_>) -> Result<(Box<dyn Image>, &'static str)> {
     let mut directory = String::new();
     let mut last = Vhd::open(window)?;
-    let kind = match last.footer.disk_type {
-        DiskType::Fixed => "fixed",
-        DiskType::Dynamic => "dynamic",
-        DiskType::Differencing => "differencing",
-    };
+    let kind = last.footer.disk_type.as_str();
     let mut children: Vec<Vhd> = Vec::new();
     while let Some((header, [window])) = last.differencing() {
         let path = window.path();
@@ -123,6 +129,37 @@ impl Image for Vhd {
         };
         let bat = Bat::new(window, header, differencing);
         Box::new(BlockExtents::new(bat, window, geometry))
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        let [window] = &self.files;
+        let Footer {
+            origin, disk_type, ..
+        } = &self.footer;
+        let (cylinders, heads, sectors) = origin.geometry;
+        let id = |id: &[u8; 16]| format!("{:032x}", u128::from_be_bytes(*id));
+        let created = Duration::from_secs(EPOCH_SECONDS + u64::from(origin.created_seconds));
+        let parent = self.differencing().map(|(header, _)| {
+            let paths: Vec<String> = header.parent_paths.iter().map(|path| brief(path)).collect();
+            json!({"unique_id": id(&header.parent_unique_id), "paths": paths})
+        });
+        let fields = json!({
+            "capacity_bytes": self.footer.capacity_bytes,
+            "kind": disk_type.as_str(),
+            "block_bytes": self.header.as_ref().map(|header| header.block_bytes),
+            "unique_id": id(&self.footer.unique_id),
+            "creator": {
+                "application": origin.application,
+                "version": format!("{}.{}", origin.version >> 16, origin.version & 0xffff),
+                "host": origin.host,
+            },
+            "created_at": timestamp(SystemTime::UNIX_EPOCH + created),
+            "geometry": {"cylinders": cylinders, "heads": heads, "sectors": sectors},
+            "saved_state": origin.saved_state,
+            "footer_lost": origin.is_copy,
+            "parent": parent,
+        });
+        vec![Layer::new(window, "vhd", fields)]
     }
 
     fn unpack(&self, unit: &Packed, _stored: &[u8], _out: &mut [u8]) -> Result<Unpacked> {

@@ -228,7 +228,12 @@ fn parents_never_lie_outside_the_job() {
     let opened = |path: &str| {
         let bytes = Sample::differencing(2, 8, 1, path).build();
         std::fs::write(&child, bytes).unwrap();
-        crate::source::open(&roots, &child, true).map(|appliance| appliance.disks[0].format.clone())
+        let unpacker = crate::source::Unpacker {
+            directory: top.path(),
+            observer: &crate::disk::Unobserved,
+        };
+        crate::source::open(&roots, &child, true, &unpacker)
+            .map(|appliance| appliance.disks[0].format.clone())
     };
     for path in [
         "..\\p.vhd",

@@ -17,6 +17,7 @@ pub(super) type Guid = [u8; 16];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Header {
     sequence_number: u64,
+    pub file_write_guid: Guid,
     pub data_write_guid: Guid,
     /// `None`: nothing to replay.
     pub log_guid: Option<Guid>,
@@ -79,6 +80,7 @@ impl Header {
             bytes.starts_with(b"head") && field32(bytes, 4) == crc32c::of_structure(bytes);
         is_sound.then(|| Self {
             sequence_number: field64(bytes, 8),
+            file_write_guid: guid(bytes, 16),
             data_write_guid: guid(bytes, 32),
             log_guid: Some(guid(bytes, 48)).filter(|guid| *guid != [0; 16]),
             log_version: field16(bytes, 64),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::crc32c;
 use super::header::{Guid, Header, field32, field64, guid};
-use crate::disk::{Window, corrupt, unsupported};
+use crate::disk::{MAX_CAPACITY_BYTES, Window, corrupt, unsupported};
 use crate::error::{Error, Result};
 
 const SECTOR_BYTES: usize = 4096;
@@ -15,6 +15,9 @@ const MAX_LOG_BYTES: u64 = 16 << 20;
 /// Entries lie side by side, with the rests of older ones between them; what claims to be more of
 /// them than this many times the log was made to keep us busy.
 const MOST_READINGS: u64 = 16;
+
+/// No file that holds a disk of the largest capacity is longer: an entry that says so is damaged.
+const MAX_FILE_BYTES: u64 = 2 * MAX_CAPACITY_BYTES;
 
 /// The file as it is after the replay, for reading structures.
 #[derive(Debug)]
@@ -264,6 +267,7 @@ impl Log {
             && entry.sequence_number > 0
             && (sector..=self.length_bytes).contains(&entry.length_bytes)
             && entry.length_bytes.is_multiple_of(sector)
+            && entry.last_file_bytes <= MAX_FILE_BYTES
             && entry.tail < self.length_bytes
             && entry.tail.is_multiple_of(sector);
         if !is_entry {
@@ -329,7 +333,9 @@ fn holds_together(bytes: &[u8], sequence_number: u64) -> bool {
         };
         let fits = start.is_multiple_of(sector)
             && length_bytes.is_multiple_of(sector)
-            && start.checked_add(length_bytes).is_some();
+            && start
+                .checked_add(length_bytes)
+                .is_some_and(|end| end <= MAX_FILE_BYTES);
         let known = is_zero || descriptor.starts_with(b"desc");
         if !known || !fits || field64(descriptor, 24) != sequence_number {
             return false;

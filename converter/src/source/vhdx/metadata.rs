@@ -76,6 +76,9 @@ pub(super) struct Metadata {
     pub capacity_bytes: u64,
     pub block_bytes: u64,
     pub sector_bytes: u64,
+    /// What lies below, and the disk's page 83 identifier: shown, never relied on.
+    pub physical_sector_bytes: Option<u32>,
+    pub disk_id: Option<Guid>,
     /// Every block has its place: a fixed disk.
     pub leaves_allocated: bool,
     pub parent: Option<ParentLocator>,
@@ -114,6 +117,14 @@ impl Metadata {
             capacity_bytes,
             block_bytes,
             sector_bytes,
+            physical_sector_bytes: items
+                .get(&PHYSICAL_SECTOR_SIZE, 4)
+                .ok()
+                .map(|bytes| field32(&bytes, 0)),
+            disk_id: items
+                .get(&VIRTUAL_DISK_ID, 16)
+                .ok()
+                .map(|bytes| guid(&bytes, 0)),
             leaves_allocated: flags & LEAVE_BLOCKS_ALLOCATED != 0,
             parent,
         })

@@ -11,6 +11,8 @@ mod region;
 #[cfg(test)]
 mod tests;
 
+use serde_json::json;
+
 use self::bat::Bat;
 pub(super) use self::header::SIGNATURE;
 use self::header::{Header, written};
@@ -20,14 +22,16 @@ use self::region::Regions;
 use super::Lookup;
 use super::blocks::{BlockExtents, Geometry};
 use super::overlay::{Overlay, nothing_packed};
-use super::parent;
-use crate::disk::{Extents, Image, Packed, Unpacked, Window, corrupt};
+use super::parent::{self, utf16};
+use crate::disk::{Extents, Image, Layer, Packed, Unpacked, Window, brief, corrupt};
 use crate::error::Result;
 
 /// One file of a chain.
 struct Vhdx {
     files: [Window; 1],
     file: Replayed,
+    header: Header,
+    creator: String,
     /// The data write GUID, as it is written.
     identity: String,
     regions: Regions,
@@ -38,11 +42,7 @@ struct Vhdx {
 pub(super) fn open(window: Window, lookup: Lookup<'_>) -> Result<(Box<dyn Image>, &'static str)> {
     let mut directory = String::new();
     let mut last = Vhdx::open(window)?;
-    let kind = match (&last.metadata.parent, last.metadata.leaves_allocated) {
-        (Some(_), _) => "differencing",
-        (None, true) => "fixed",
-        (None, false) => "dynamic",
-    };
+    let kind = last.kind();
     let mut children: Vec<Vhdx> = Vec::new();
     while let Some(locator) = &last.metadata.parent {
         let path = last.file.window.path();
@@ -78,8 +78,18 @@ impl ParentLocator {
 }
 
 impl Vhdx {
+    fn kind(&self) -> &'static str {
+        match (&self.metadata.parent, self.metadata.leaves_allocated) {
+            (Some(_), _) => "differencing",
+            (None, true) => "fixed",
+            (None, false) => "dynamic",
+        }
+    }
+
     fn open(window: Window) -> Result<Self> {
         let header = Header::read(&window)?;
+        // [MS-VHDX] 2.2.1: behind the signature, up to 256 characters.
+        let creator = utf16(&window.read_vec(8, 512)?, u16::from_le_bytes);
         let file = Replayed::new(window.clone(), &header)?;
         let regions = Regions::read(&file, &header)?;
         let metadata = Metadata::read(&file, &regions.metadata)?;
@@ -88,6 +98,8 @@ impl Vhdx {
             files: [window],
             file,
             identity: written(&header.data_write_guid),
+            creator,
+            header,
             regions,
             metadata,
         })
@@ -114,6 +126,41 @@ impl Image for Vhdx {
         };
         let bat = Bat::new(&self.file, &self.regions, &self.metadata);
         Box::new(BlockExtents::new(bat, window, geometry))
+    }
+
+    fn sector_bytes(&self) -> u64 {
+        self.metadata.sector_bytes
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        let (header, metadata) = (&self.header, &self.metadata);
+        let brief_all =
+            |texts: &[String]| -> Vec<String> { texts.iter().map(|text| brief(text)).collect() };
+        let parent = metadata.parent.as_ref().map(|parent| {
+            json!({
+                "data_write_ids": brief_all(&parent.linkages),
+                "paths": brief_all(&parent.paths),
+            })
+        });
+        let fields = json!({
+            "capacity_bytes": metadata.capacity_bytes,
+            "kind": self.kind(),
+            "block_bytes": metadata.block_bytes,
+            "logical_sector_bytes": metadata.sector_bytes,
+            "physical_sector_bytes": metadata.physical_sector_bytes,
+            "disk_id": metadata.disk_id.as_ref().map(written),
+            "file_write_id": written(&header.file_write_guid),
+            "data_write_id": self.identity,
+            "creator": self.creator,
+            "log": {
+                "id": header.log_guid.as_ref().map(written),
+                "replayed": header.log_guid.is_some(),
+                "offset_bytes": header.log_at,
+                "length_bytes": header.log_bytes,
+            },
+            "parent": parent,
+        });
+        vec![Layer::new(&self.file.window, "vhdx", fields)]
     }
 
     fn unpack(&self, unit: &Packed, _stored: &[u8], _out: &mut [u8]) -> Result<Unpacked> {

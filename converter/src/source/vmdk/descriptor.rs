@@ -1,15 +1,18 @@
 //! The text descriptor of a VMDK (Virtual Disk Format 5.0, "The Descriptor File").
 //!
 //! Takes bytes and opens nothing: what an extent line names is data until `Roots` has judged it.
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::disk::{corrupt, unsupported};
+use crate::disk::{brief, corrupt, unsupported};
 use crate::error::{Error, Result};
 
 /// How a descriptor begins, apart from white space.
 pub(crate) const SIGNATURE: &str = "# Disk DescriptorFile";
 /// A 64 TiB disk in 2 GiB pieces has 32768; no more files than this are opened.
 const MAX_EXTENTS: usize = 4096;
+/// Entries of the disk database that are kept.
+const MAX_DATABASE: usize = 64;
 /// `parentCID` of a disk that has no parent.
 const NO_PARENT: u32 = u32::MAX;
 
@@ -21,6 +24,10 @@ pub(crate) struct Descriptor {
     pub content_id: Option<u32>,
     /// `None`: it stands for itself.
     pub parent: Option<Parent>,
+    pub version: Option<u32>,
+    pub encoding: Option<String>,
+    /// The disk database: `adapterType`, `geometry.heads` …, without `ddb.` before them.
+    pub database: BTreeMap<String, String>,
 }
 
 /// What a delta disk says of the disk below it.
@@ -33,6 +40,8 @@ pub(crate) struct Parent {
 /// `RW 4192256 SPARSE "disk-s001.vmdk"`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExtentLine {
+    /// `RW`, `RDONLY`, `NOACCESS`.
+    pub access: String,
     pub sectors: u64,
     pub kind: ExtentKind,
 }
@@ -57,11 +66,14 @@ impl Descriptor {
             extents: Vec::new(),
             content_id: None,
             parent: None,
+            version: None,
+            encoding: None,
+            database: BTreeMap::new(),
         };
         let (mut parent_id, mut hint) = (NO_PARENT, String::new());
-        for line in text.lines().map(str::trim) {
+        for (number, line) in (1..).zip(text.lines().map(str::trim)) {
             if is_extent(line) {
-                let extent = parse_extent(line, path)?;
+                let extent = parse_extent(number, line, path)?;
                 descriptor.extents.push(extent);
             } else if let Some((key, value)) = line.split_once('=') {
                 let value = value.trim().trim_matches('"');
@@ -70,8 +82,10 @@ impl Descriptor {
                     "cid" => descriptor.content_id = u32::from_str_radix(value, 16).ok(),
                     "parentcid" => parent_id = content_id(value, path)?,
                     "parentfilenamehint" => value.clone_into(&mut hint),
+                    "version" => descriptor.version = value.parse().ok(),
+                    "encoding" => descriptor.encoding = Some(brief(value)),
                     "encryptionkeys" => return Err(unsupported(path, "an encrypted VMDK")),
-                    _ => {}
+                    _ => descriptor.remember(key.trim(), value),
                 }
             }
         }
@@ -90,6 +104,24 @@ impl Descriptor {
         }
         Ok(descriptor)
     }
+
+    fn remember(&mut self, key: &str, value: &str) {
+        if let Some(key) = key.strip_prefix("ddb.")
+            && self.database.len() < MAX_DATABASE
+        {
+            self.database.insert(brief(key), brief(value));
+        }
+    }
+
+    /// Cylinders, heads and sectors, if the disk database has them.
+    pub(super) fn geometry(&self) -> Option<[u64; 3]> {
+        let number = |key: &str| self.database.get(key)?.parse().ok();
+        Some([
+            number("geometry.cylinders")?,
+            number("geometry.heads")?,
+            number("geometry.sectors")?,
+        ])
+    }
 }
 
 fn content_id(text: &str, path: &Path) -> Result<u32> {
@@ -106,18 +138,22 @@ fn is_extent(line: &str) -> bool {
     matches!(access, "RW" | "RDONLY" | "NOACCESS")
 }
 
-fn parse_extent(line: &str, path: &Path) -> Result<ExtentLine> {
+fn parse_extent(number: usize, line: &str, path: &Path) -> Result<ExtentLine> {
     let bad = || {
         corrupt(
             path,
-            format!("the VMDK extent line {line:?} cannot be read"),
+            format!(
+                "line {number} of the VMDK descriptor, {:?}, cannot be read",
+                brief(line)
+            ),
         )
     };
     let (fields, quoted) = match line.split_once('"') {
         Some((fields, rest)) => (fields, Some(rest.rsplit_once('"').ok_or_else(bad)?)),
         None => (line, None),
     };
-    let mut fields = fields.split_ascii_whitespace().skip(1);
+    let mut fields = fields.split_ascii_whitespace();
+    let access = fields.next().ok_or_else(bad)?.to_owned();
     let sectors = fields
         .next()
         .and_then(|text| text.parse().ok())
@@ -138,9 +174,16 @@ fn parse_extent(line: &str, path: &Path) -> Result<ExtentLine> {
         "VMFSRDM" | "VMFSRAW" | "PARTITIONEDDEVICE" | "FULLDEVICE" => {
             return Err(raw_device(path));
         }
-        _ => return Err(unsupported(path, format!("a VMDK extent of type {kind:?}"))),
+        _ => {
+            let what = format!("a VMDK extent of type {kind:?} (line {number})");
+            return Err(unsupported(path, what));
+        }
     };
-    Ok(ExtentLine { sectors, kind })
+    Ok(ExtentLine {
+        access,
+        sectors,
+        kind,
+    })
 }
 
 fn raw_device(path: &Path) -> Error {

@@ -37,6 +37,10 @@ pub(super) struct Grains<'a> {
     directory_first: u64,
     table: Vec<u64>,
     table_index: Option<u64>,
+    table_offset: u64,
+    /// Tables and grains so far: what is more than the file has room for lies on top of others.
+    tables: u64,
+    present: u64,
     failed: bool,
 }
 
@@ -49,7 +53,19 @@ impl Sparse {
             directory_first: 0,
             table: Vec::new(),
             table_index: None,
+            table_offset: 0,
+            tables: 0,
+            present: 0,
             failed: false,
+        }
+    }
+
+    /// What a whole grain takes in the file at least: a compressed one has a sector.
+    fn least_bytes(&self) -> u64 {
+        if self.header.compressed {
+            SECTOR_BYTES
+        } else {
+            self.header.grain_bytes
         }
     }
 
@@ -229,8 +245,16 @@ impl Grains<'_> {
                  directory"
             )));
         }
+        self.tables += 1;
+        if self.tables > sparse.window.length_bytes() / header.table_bytes() {
+            return Err(sparse.corrupt(format!(
+                "grain tables lie on top of each other: with table {index} at offset \
+                 {offset_bytes} they are more than the file can hold"
+            )));
+        }
         let length_bytes = header.table_bytes() as usize;
         let bytes = sparse.window.read_vec(offset_bytes, length_bytes)?;
+        self.table_offset = offset_bytes;
         self.table = little_endian(&bytes, header.entry_bytes());
         self.table_index = Some(index);
         Ok(true)
@@ -265,10 +289,40 @@ impl Grains<'_> {
         }
     }
 
+    /// A grain does not lie in its own table, and all grains together fit into the file: what is
+    /// read and written for them stays in proportion to it.
+    fn check_place(&mut self, grain: u64, offset_bytes: u64) -> Result<()> {
+        let sparse = self.sparse;
+        let least_bytes = sparse.least_bytes();
+        let table_end = self.table_offset + sparse.header.table_bytes();
+        if offset_bytes < table_end && offset_bytes + least_bytes > self.table_offset {
+            return Err(sparse.corrupt(format!(
+                "grain {grain} at offset {offset_bytes} lies in its grain table at {}",
+                self.table_offset
+            )));
+        }
+        self.present += 1;
+        if self.present > sparse.window.length_bytes().div_ceil(least_bytes) {
+            return Err(sparse.corrupt(format!(
+                "grains lie on top of each other: with grain {grain} at offset {offset_bytes} \
+                 they are more than the file can hold"
+            )));
+        }
+        Ok(())
+    }
+
     fn advance(&mut self) -> Result<Extent> {
         let sparse = self.sparse;
         let first = self.grain;
         let (stored, mut end) = self.look()?;
+        if let Stored::Plain { offset, .. }
+        | Stored::Packed {
+            unit: Packed { offset, .. },
+            ..
+        } = stored
+        {
+            self.check_place(first, offset.0)?;
+        }
         self.grain = end;
         if matches!(stored, Stored::Hole | Stored::Zero) {
             // Whole empty tables follow each other on a sparse disk: one extent for all.

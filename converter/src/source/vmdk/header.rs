@@ -34,7 +34,11 @@ const MARKER_FOOTER: u32 = 3;
 /// What is needed to read a sparse extent; offsets and sizes are within the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
+    /// `hosted`, `vmfsSparse`, `seSparse`.
+    pub kind: &'static str,
     pub version: u32,
+    /// Its writer had it open and did not close it.
+    pub unclean: bool,
     pub capacity_bytes: u64,
     pub grain_bytes: u64,
     /// `None`: no descriptor inside, this is a part of a split disk.
@@ -119,7 +123,9 @@ impl Header {
         }
         let grain_bytes = grain_sectors * SECTOR_BYTES;
         Ok(Self {
+            kind: "hosted",
             version,
+            unclean: bytes.get(72) == Some(&1),
             capacity_bytes,
             grain_bytes,
             descriptor: descriptor(bytes, path, file_bytes)?,
@@ -173,17 +179,30 @@ impl Header {
         }
     }
 
-    /// Sectors that the header and the grain directory occupy must not be tables or grains.
+    /// Where the grain directory is, its offset and length in bytes.
+    pub(super) fn directory_range(&self) -> Option<(u64, u64)> {
+        match self.directory {
+            Directory::At {
+                offset_bytes,
+                entries,
+            } => Some((offset_bytes, entries * self.entry_bytes())),
+            Directory::Footer => None,
+        }
+    }
+
+    /// Sectors that the header, the descriptor and the grain directory occupy must not be tables
+    /// or grains.
     pub(super) fn overlaps_structure(&self, offset_bytes: u64, length_bytes: u64) -> bool {
         let end = offset_bytes.saturating_add(length_bytes);
-        let inside_directory = match self.directory {
-            Directory::At {
-                offset_bytes: start,
-                entries,
-            } => offset_bytes < start.saturating_add(entries * self.entry_bytes()) && end > start,
-            Directory::Footer => false,
+        let is_in = |range: Option<(u64, u64)>| {
+            range.is_some_and(|(start, length_bytes)| {
+                offset_bytes < start.saturating_add(length_bytes) && end > start
+            })
         };
-        offset_bytes < HEADER_BYTES as u64 || inside_directory
+        let descriptor = self
+            .descriptor
+            .map(|(start, length)| (start, length as u64));
+        offset_bytes < HEADER_BYTES as u64 || is_in(descriptor) || is_in(self.directory_range())
     }
 }
 

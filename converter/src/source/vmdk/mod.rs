@@ -2,6 +2,7 @@
 //! forms, the two-gigabyte splits, and delta disks over their parents.
 //!
 //! Files that a descriptor names are opened by the caller's lookup, never by path.
+mod describe;
 pub(super) mod descriptor;
 mod grain;
 pub(super) mod header;
@@ -19,7 +20,7 @@ use super::flat::FlatExtents;
 use super::overlay::Overlay;
 use super::parent;
 use crate::disk::{
-    Extent, Extents, GuestOffset, Image, Packed, SECTOR_BYTES, Stored, Unpacked, Window,
+    Extent, Extents, GuestOffset, Image, Layer, Packed, SECTOR_BYTES, Stored, Unpacked, Window,
     check_capacity, corrupt, unsupported,
 };
 use crate::error::{Error, Result};
@@ -28,6 +29,9 @@ use crate::error::{Error, Result};
 const TAIL_BYTES: u64 = 3 * HEADER_BYTES as u64;
 
 pub(super) struct Vmdk {
+    /// What its own descriptor is in.
+    window: Window,
+    descriptor: Descriptor,
     files: Vec<Window>,
     parts: Vec<Part>,
     capacity_bytes: u64,
@@ -50,15 +54,15 @@ enum Part {
 
 /// Opens a VMDK and, by `lookup`, its extents and parents. Also returns its `createType`.
 pub(super) fn open(window: Window, lookup: Lookup<'_>) -> Result<(Box<dyn Image>, String)> {
-    let mut layer = Layer::read(window)?;
-    let create_type = layer.descriptor.create_type.clone();
+    let mut link = Link::read(window)?;
+    let create_type = link.descriptor.create_type.clone();
     let mut paths = Vec::new();
     let mut directory = String::new();
     let mut images = Vec::new();
     loop {
-        let path = layer.window.path().to_path_buf();
-        let below = layer.descriptor.parent.clone();
-        let image = layer.open(&directory, lookup)?;
+        let path = link.window.path().to_path_buf();
+        let below = link.descriptor.parent.clone();
+        let image = link.open(&directory, lookup)?;
         if below.is_some()
             && image
                 .parts
@@ -70,31 +74,26 @@ pub(super) fn open(window: Window, lookup: Lookup<'_>) -> Result<(Box<dyn Image>
         images.push(image);
         let Some(below) = below else { break };
         parent::check_chain(&path, images.len(), paths.contains(&path))?;
-        let open = |window: Window| Layer::parent_of(&path, below.content_id, window);
+        let open = |window: Window| Link::parent_of(&path, below.content_id, window);
         let hints = [below.hint.clone()];
-        (layer, directory) = parent::find(&path, &directory, &hints, lookup, open)?;
+        (link, directory) = parent::find(&path, &directory, &hints, lookup, open)?;
         paths.push(path);
     }
-    let mut flattened: Option<Box<dyn Image>> = None;
-    while let Some(upper) = images.pop() {
-        flattened = Some(match flattened {
-            Some(lower) => Box::new(Overlay::new(Box::new(upper), lower)),
-            None => Box::new(upper),
-        });
-    }
-    let image = flattened.ok_or_else(|| Error::invalid("a VMDK chain without a disk"))?;
-    Ok((image, create_type))
+    let base = images
+        .pop()
+        .ok_or_else(|| Error::invalid("a VMDK chain without a disk"))?;
+    Ok((Overlay::stack(base, images), create_type))
 }
 
 /// One disk of a chain, of which only the descriptor was read.
-struct Layer {
+struct Link {
     window: Window,
     /// `None`: the file is nothing but a descriptor.
     header: Option<Header>,
     descriptor: Descriptor,
 }
 
-impl Layer {
+impl Link {
     fn read(window: Window) -> Result<Self> {
         let path = window.path();
         let is_sparse = window.length_bytes() >= HEADER_BYTES as u64
@@ -136,8 +135,8 @@ impl Layer {
     /// Opens the extents; `directory` is where the disk was found, relative to the lookup's.
     fn open(self, directory: &str, lookup: Lookup<'_>) -> Result<Vmdk> {
         match self.header {
-            Some(header) => Ok(sparse_image(self.window, header)),
-            None => split_image(self.window.path(), &self.descriptor, &|name| {
+            Some(header) => Ok(sparse_image(self.window, self.descriptor, header)),
+            None => split_image(self.window, self.descriptor, &|name| {
                 if directory.is_empty() || name.starts_with('/') {
                     return lookup(name);
                 }
@@ -156,7 +155,7 @@ pub(super) fn no_descriptor(path: &Path) -> Error {
     .with_remedy("convert the descriptor (the .vmdk without -s001, -delta or -sesparse) instead")
 }
 
-fn sparse_image(window: Window, header: Header) -> Vmdk {
+fn sparse_image(window: Window, descriptor: Descriptor, header: Header) -> Vmdk {
     let capacity_bytes = header.capacity_bytes;
     let sparse = Sparse {
         file: 0,
@@ -166,14 +165,17 @@ fn sparse_image(window: Window, header: Header) -> Vmdk {
         header,
     };
     Vmdk {
-        files: vec![window],
+        files: vec![window.clone()],
+        window,
+        descriptor,
         parts: vec![Part::Sparse(sparse)],
         capacity_bytes,
     }
 }
 
 /// Opens the extents that a descriptor names.
-fn split_image(path: &Path, descriptor: &Descriptor, lookup: Lookup<'_>) -> Result<Vmdk> {
+fn split_image(window: Window, descriptor: Descriptor, lookup: Lookup<'_>) -> Result<Vmdk> {
+    let path = window.path();
     let mut opened = Opened::default();
     let mut parts = Vec::with_capacity(descriptor.extents.len());
     let mut sectors = 0u64;
@@ -191,6 +193,8 @@ fn split_image(path: &Path, descriptor: &Descriptor, lookup: Lookup<'_>) -> Resu
         return Err(corrupt(path, "the VMDK descriptor claims a capacity of 0"));
     }
     Ok(Vmdk {
+        window,
+        descriptor,
         files: opened.files,
         parts,
         capacity_bytes: sectors * SECTOR_BYTES,
@@ -358,6 +362,10 @@ impl Image for Vmdk {
 
     fn extents(&self) -> Extents<'_> {
         Box::new(self.parts.iter().flat_map(|part| part.extents(&self.files)))
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        vec![Layer::new(&self.window, "vmdk", describe::fields(self))]
     }
 
     fn unpack(&self, unit: &Packed, stored: &[u8], out: &mut [u8]) -> Result<Unpacked> {

@@ -184,6 +184,41 @@ fn damaged_headers_and_tables_are_refused() {
 }
 
 #[test]
+fn what_lies_on_top_of_each_other_is_refused() {
+    let refused = |sample: &Sample, what: &str| {
+        let error = sample.read().expect_err(what);
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{what}: {error}");
+        let text = error.to_string();
+        assert!(text.contains(what) && text.contains("offset"), "{text}");
+    };
+    for compressed in [false, true] {
+        // One table for the whole of a terabyte, as every directory entry says.
+        let mut sample = Sample::new(1 << 31, compressed);
+        sample.put32(sample.table, 0);
+        for entry in (sample.directory..sample.table).step_by(4) {
+            sample.put32(entry, (sample.table / 512) as u32);
+        }
+        refused(&sample, "grain tables lie on top of each other");
+        for (place, what) in [
+            (1, "in the header"),
+            (sample.directory / 512, "in the header"),
+            (sample.table / 512, "lies in its grain table"),
+        ] {
+            let mut sample = Sample::new(1000, compressed);
+            let sector = if place > 2 { sample.table / 512 } else { place };
+            sample.put32(sample.table, sector as u32);
+            refused(&sample, what);
+        }
+    }
+    // One grain for the whole of the disk, as every table entry says.
+    let mut sample = Sample::new(1000, false);
+    for entry in 0..7 {
+        sample.put32(sample.table + 4 * entry, (sample.grain / 512) as u32);
+    }
+    refused(&sample, "grains lie on top of each other");
+}
+
+#[test]
 fn every_truncation_is_noticed() {
     for compressed in [false, true] {
         let sample = Sample::new(1000, compressed);

@@ -40,6 +40,7 @@ pub(super) fn cowd(window: &Window) -> Result<Header> {
         return Err(corrupt(path, what));
     }
     let layout = Layout {
+        kind: "vmfsSparse",
         capacity_sectors: field(12),
         grain_sectors,
         directory_sector: field(20),
@@ -80,6 +81,7 @@ pub(super) fn se_sparse(window: &Window) -> Result<Header> {
         ));
     }
     let layout = Layout {
+        kind: "seSparse",
         capacity_sectors: field(16),
         grain_sectors: SE_GRAIN_SECTORS,
         directory_sector: field(128),
@@ -94,6 +96,7 @@ pub(super) fn se_sparse(window: &Window) -> Result<Header> {
 
 /// What either header says, unchecked.
 struct Layout {
+    kind: &'static str,
     capacity_sectors: u64,
     grain_sectors: u64,
     directory_sector: u64,
@@ -108,7 +111,9 @@ impl Layout {
         let entries = capacity_bytes.div_ceil(grain_bytes * TABLE_ENTRIES);
         let offset_bytes = offset(path, self.directory_sector)?;
         let header = Header {
+            kind: self.kind,
             version: 1,
+            unclean: false,
             capacity_bytes,
             grain_bytes,
             descriptor: None,

@@ -93,12 +93,13 @@ impl Report {
              programs, and what is compressed already. Times are medians of {} rounds; in each, \
              qemu-img, hyper2kvm and a copy took turns, with everything synced before and after, \
              and the sources in the page cache. × qemu-img is the median of the rounds' own \
-             ratios. ÷ copy is our time divided by that of `cp --sparse=always` of the result, \
-             which is the disk's limit: the same bytes, read and written, and looked at by \
-             nobody. The results were checked with `qemu-img check`, and compared by `qemu-img \
-             compare` with the raw disk that their sources were made of.\n\n| the queue | result | target |\n|---|---|---|\n",
+             ratios. ÷ copy is our time divided by that of `cp --sparse=always` of the result: \
+             the same bytes read and written, through the page cache, and looked at by nobody. \
+             The results were checked with `qemu-img check`, and compared by `qemu-img compare` \
+             with the raw disk that their sources were made of.\n\n",
             self.rounds
         )?;
+        text.push_str("| the queue | result | target |\n|---|---|---|\n");
         for Line {
             what,
             result,

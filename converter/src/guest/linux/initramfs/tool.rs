@@ -78,7 +78,8 @@ pub struct Commands {
 pub fn commands(tool: Tool, kernel: &Kernel, drivers: &[&str]) -> Option<Commands> {
     let image = kernel.initramfs.as_deref()?;
     let release = kernel.version.as_str();
-    if !is_plain(image) || !is_plain(release) || !is_plain(&kernel.image) {
+    let is_name = is_plain(release) && !release.contains('/');
+    if !is_name || !is_plain(image) || !is_plain(&kernel.image) {
         return None;
     }
     let added = drivers.join(" ");

@@ -50,63 +50,90 @@ pub fn read(bytes: &[u8]) -> Vec<Interface> {
         return Vec::new();
     }
     let text = decode(bytes);
-    let mut found: Vec<Interface> = Vec::new();
-    // The indentation of `ethernets`, of a card below it, and of the key that holds a list.
-    let (mut ethernets, mut card, mut list) = (None, None, None);
-    let mut is_named = true;
-    // Below these, `addresses` are somebody else's.
-    let mut elsewhere: Option<usize> = None;
+    let mut reader = Reader::default();
     for node in text.lines().filter_map(node) {
-        if ethernets.is_some_and(|indent| node.indent <= indent) {
-            (ethernets, card, list) = (None, None, None);
+        reader.take(&node);
+    }
+    reader.found
+}
+
+/// A mapping inside a card's, as long as the lines are deeper than its key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Block {
+    Addresses,
+    Match,
+    /// `addresses` below it are somebody else's.
+    Other,
+}
+
+#[derive(Default)]
+struct Reader {
+    found: Vec<Interface>,
+    /// The indentation of `ethernets`, and of a card below it.
+    ethernets: Option<usize>,
+    card: Option<usize>,
+    block: Option<(usize, Block)>,
+    /// Whether the card's first word is its name, and not only a label.
+    is_set: bool,
+}
+
+impl Reader {
+    fn take(&mut self, node: &Node<'_>) {
+        let is_deeper = |indent: Option<usize>| indent.is_some_and(|indent| node.indent > indent);
+        if !is_deeper(self.ethernets) {
+            self.ethernets = None;
+            self.card = None;
         }
         if node.key == "ethernets" && node.value.is_empty() {
-            ethernets = Some(node.indent);
-            continue;
-        }
-        if ethernets.is_none() {
-            continue;
-        }
-        if card.is_none_or(|indent| node.indent <= indent) {
-            (card, list, is_named) = (Some(node.indent), None, true);
-            elsewhere = None;
-            found.push(Interface {
+            self.ethernets = Some(node.indent);
+        } else if self.ethernets.is_some() && !is_deeper(self.card) {
+            self.card = Some(node.indent);
+            self.block = None;
+            self.is_set = false;
+            self.found.push(Interface {
                 name: Some(node.key.to_owned()),
                 ..Interface::default()
             });
-            continue;
+        } else if self.card.is_some() {
+            self.take_setting(node);
         }
-        let Some(interface) = found.last_mut() else {
-            continue;
+    }
+
+    fn take_setting(&mut self, node: &Node<'_>) {
+        let Some(interface) = self.found.last_mut() else {
+            return;
         };
-        if list.is_some_and(|indent| node.indent > indent) {
-            let address = if node.value.is_empty() {
-                node.key
-            } else {
-                continue;
-            };
-            interface.addresses.push(address.to_owned());
-            continue;
+        match self.block.filter(|(indent, _)| node.indent > *indent) {
+            Some((_, Block::Addresses)) => {
+                if node.value.is_empty() {
+                    interface.addresses.push(node.key.to_owned());
+                }
+                return;
+            }
+            Some((_, Block::Match)) => {
+                if node.key == "macaddress" {
+                    interface.mac = mac(node.value);
+                }
+                return;
+            }
+            Some((_, Block::Other)) => return,
+            None => self.block = None,
         }
-        list = None;
-        if elsewhere.is_some_and(|indent| node.indent > indent) {
-            continue;
-        }
-        elsewhere =
-            matches!(node.key, "nameservers" | "routes" | "routing-policy").then_some(node.indent);
         match node.key {
-            "addresses" if node.value.is_empty() => list = Some(node.indent),
-            "addresses" => interface.addresses.extend(flow_list(node.value)),
+            "addresses" => {
+                self.block = Some((node.indent, Block::Addresses));
+                interface.addresses.extend(flow_list(node.value));
+            }
             "dhcp4" | "dhcp6" if matches!(node.value, "true" | "yes") => {
                 interface.addresses.push("dhcp".to_owned());
             }
             "set-name" => {
                 interface.name = Some(node.value.to_owned());
-                is_named = false;
+                self.is_set = true;
             }
-            // With a match the first word is only a label, unless a name is set.
             "match" => {
-                if is_named {
+                self.block = Some((node.indent, Block::Match));
+                if !self.is_set {
                     interface.name = None;
                 }
                 // `match: {macaddress: …}`
@@ -114,13 +141,10 @@ pub fn read(bytes: &[u8]) -> Vec<Interface> {
                 let address = inside.and_then(|inside| inside.split([',', '}']).next());
                 interface.mac = address.and_then(|address| mac(unquoted(address.trim_ascii())));
             }
-            "macaddress" if card.is_some_and(|indent| node.indent > indent + 2) => {
-                interface.mac = mac(node.value);
-            }
+            _ if node.value.is_empty() => self.block = Some((node.indent, Block::Other)),
             _ => {}
         }
     }
-    found
 }
 
 fn flow_list(value: &str) -> Vec<String> {

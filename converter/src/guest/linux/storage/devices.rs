@@ -133,9 +133,10 @@ impl<'a> Devices<'a> {
             (None, None) => return Err("a name that tells no disk".to_owned()),
         };
         let candidates = self.all.iter().filter(|(place, device)| {
-            place.is_some_and(|place| {
+            let is_place = place.is_some_and(|place| {
                 place.partition == partition && self.can_be(place.disk, &linked)
-            }) && fits(device, fs).is_ok()
+            });
+            is_place && fits(device, fs).is_ok() && !is_elsewhere(device, mountpoint)
         });
         let candidates: Vec<_> = candidates.collect();
         match candidates.as_slice() {
@@ -189,11 +190,19 @@ impl<'a> Devices<'a> {
     }
 }
 
+/// Whether the device was found mounted, and not there; a btrfs may be in many places.
+fn is_elsewhere(device: &BlockDevice, mountpoint: Option<&str>) -> bool {
+    let found = device
+        .mountpoint
+        .as_deref()
+        .filter(|_| device.fs_type != "btrfs");
+    found.is_some() && mountpoint.is_some() && found != mountpoint
+}
+
 fn fits<'a>(device: &'a BlockDevice, fs: Option<&str>) -> Result<&'a BlockDevice, String> {
     let found = device.fs_type.as_str();
     let is_member = matches!(found, "LVM2_member" | "linux_raid_member" | "zfs_member");
     let is_same = match fs {
-        _ if found.is_empty() => true,
         None | Some("auto" | "none") => !is_member,
         Some("ext2" | "ext3" | "ext4") => found.starts_with("ext"),
         Some("vfat" | "msdos") => matches!(found, "vfat" | "msdos"),
@@ -202,6 +211,8 @@ fn fits<'a>(device: &'a BlockDevice, fs: Option<&str>) -> Result<&'a BlockDevice
     };
     if is_same {
         Ok(device)
+    } else if found.is_empty() {
+        Err("nothing that is known is there".to_owned())
     } else {
         Err(format!("a {} is there", quote(found)))
     }

@@ -140,6 +140,7 @@ fn agents_are_known_by_their_services() {
     ] {
         assert_eq!(started_by(link), service, "{link}");
     }
-    let unit = b"[Unit]\nWantedBy=no.target\n[Install]\nWantedBy=a.target ../b.target b.target\n";
+    let unit =
+        b"[Unit]\nWantedBy=no.target\n[Install]\nWantedBy=a.target ../b.target b.target a.target\n";
     assert_eq!(wanted_by(unit), ["a.target.wants", "b.target.wants"]);
 }

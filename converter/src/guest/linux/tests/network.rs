@@ -160,3 +160,40 @@ fn cards_without_a_mac_are_paired_only_where_it_is_certain() {
         assert_eq!(pins.collect::<Vec<_>>().join(" "), paired, "{names:?}");
     }
 }
+
+#[test]
+fn netplan_tells_the_cards_mac_from_a_given_one() {
+    let lines = [
+        "network:",
+        "    ethernets:",
+        "        lan0:",
+        "            macaddress: 00:50:56:00:00:99",
+        "            addresses:",
+        "                - 192.0.2.1/24",
+        "            nameservers:",
+        "                addresses:",
+        "                - 192.0.2.53",
+        "        wan:",
+        "            match:",
+        "                macaddress: 00:50:56:00:00:01",
+        "            set-name: wan0",
+        "            dhcp4: yes",
+        "    bridges:",
+        "        br0:",
+        "            addresses: [192.0.2.9/24]",
+    ];
+    let text = lines.join("\n");
+    let card = |name: &str, mac: Option<&str>, address: &str| Interface {
+        name: Some(name.to_owned()),
+        mac: mac.map(str::to_owned),
+        addresses: vec![address.to_owned()],
+    };
+    let expected = [
+        card("lan0", None, "192.0.2.1/24"),
+        card("wan0", Some("00:50:56:00:00:01"), "dhcp"),
+    ];
+    assert_eq!(
+        Stack::Netplan.read("/etc/netplan/a.yaml", text.as_bytes()),
+        expected
+    );
+}

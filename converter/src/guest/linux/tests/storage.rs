@@ -86,73 +86,75 @@ fn kinds_of_names() {
     }
 }
 
+/// Lines of fstab, before and after.
+const FSTAB: [(&str, &str); 30] = [
+    ("/dev/sda1 / ext4", "UUID=root-1 / ext4"),
+    ("/dev/hda1\t/\text3", "UUID=root-1\t/\text3"),
+    ("/dev/xvda1 / auto", "UUID=root-1 / auto"),
+    ("/dev/cciss/c0d0p1 / ext4", "UUID=root-1 / ext4"),
+    ("/dev/nvme1n1p1 /d xfs", "UUID=data-1 /d xfs"),
+    ("/dev/sda2 none swap", "UUID=swap-2 none swap"),
+    ("/dev/sdb2 /d ext4", "PARTUUID=bb-02 /d ext4"),
+    ("/dev/sdb3 /d ext4", "/dev/sdb3 /d ext4"),
+    ("/dev/sdc /d btrfs subvol=a", "UUID=pool /d btrfs subvol=a"),
+    ("/dev/sde1 /d xfs", "PARTUUID=ee-01 /d xfs"),
+    ("/dev/sde3 /d ext4", "/dev/sde3 /d ext4"),
+    (
+        "/dev/sde5 /efi vfat umask=0077",
+        "UUID=1A2B-3C4D /efi vfat umask=0077",
+    ),
+    // What is there is not what fstab says.
+    ("/dev/sda2 /d ext4", "/dev/sda2 /d ext4"),
+    ("/dev/sda3 /d auto", "/dev/sda3 /d auto"),
+    ("/dev/sdz1 /d ext4", "/dev/sdz1 /d ext4"),
+    ("/dev/mapper/vg-root / ext4", "/dev/mapper/vg-root / ext4"),
+    ("LABEL=root / ext4", "LABEL=root / ext4"),
+    (
+        "/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:0:0-part1 / ext4",
+        "UUID=root-1 / ext4",
+    ),
+    (
+        "/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:1:0-part1 /d xfs",
+        "UUID=data-1 /d xfs",
+    ),
+    (
+        "/dev/disk/by-id/wwn-0x60-part5 /e vfat",
+        "UUID=1A2B-3C4D /e vfat",
+    ),
+    (
+        "/dev/disk/by-id/wwn-0x60-part1 /d xfs",
+        "/dev/disk/by-id/wwn-0x60-part1 /d xfs",
+    ),
+    ("/dev/sr0 /cd iso9660 ro", "/dev/sr0 /cd iso9660 ro,nofail"),
+    (
+        "/dev/hdc /cd iso9660 ro,noauto",
+        "/dev/hdc /cd iso9660 ro,noauto",
+    ),
+    (
+        "/dev/hdc /cd udf,iso9660 ro",
+        "/dev/hdc /cd udf,iso9660 ro,nofail",
+    ),
+    ("/iso/a.iso /cd iso9660 loop", "/iso/a.iso /cd iso9660 loop"),
+    (
+        ".host:/ /mnt/hgfs vmhgfs defaults",
+        ".host:/ /mnt/hgfs vmhgfs defaults,noauto,nofail",
+    ),
+    (
+        "share /mnt/s vboxsf nofail",
+        "share /mnt/s vboxsf nofail,noauto",
+    ),
+    (
+        "UUID=x /d xfs logdev=/dev/sdb2,noatime",
+        "UUID=x /d xfs logdev=/dev/disk/by-partuuid/bb-02,noatime",
+    ),
+    ("# /dev/sda1 / ext4", "# /dev/sda1 / ext4"),
+    ("/dev/sda1", "/dev/sda1"),
+];
+
 #[test]
 fn names_in_fstab() {
     let devices = devices();
-    let by_path = "/dev/disk/by-path/pci-0000:03:00.0-scsi";
-    for (before, after) in [
-        ("/dev/sda1 / ext4", "UUID=root-1 / ext4"),
-        ("/dev/hda1\t/\text3", "UUID=root-1\t/\text3"),
-        ("/dev/xvda1 / auto", "UUID=root-1 / auto"),
-        ("/dev/cciss/c0d0p1 / ext4", "UUID=root-1 / ext4"),
-        ("/dev/nvme1n1p1 /d xfs", "UUID=data-1 /d xfs"),
-        ("/dev/sda2 none swap", "UUID=swap-2 none swap"),
-        ("/dev/sdb2 /d ext4", "PARTUUID=bb-02 /d ext4"),
-        ("/dev/sdb3 /d ext4", "/dev/sdb3 /d ext4"),
-        ("/dev/sdc /d btrfs subvol=a", "UUID=pool /d btrfs subvol=a"),
-        ("/dev/sde1 /d xfs", "PARTUUID=ee-01 /d xfs"),
-        ("/dev/sde3 /d ext4", "/dev/sde3 /d ext4"),
-        (
-            "/dev/sde5 /efi vfat umask=0077",
-            "UUID=1A2B-3C4D /efi vfat umask=0077",
-        ),
-        // What is there is not what fstab says.
-        ("/dev/sda2 /d ext4", "/dev/sda2 /d ext4"),
-        ("/dev/sda3 /d auto", "/dev/sda3 /d auto"),
-        ("/dev/sdz1 /d ext4", "/dev/sdz1 /d ext4"),
-        ("/dev/mapper/vg-root / ext4", "/dev/mapper/vg-root / ext4"),
-        ("LABEL=root / ext4", "LABEL=root / ext4"),
-        (
-            &format!("{by_path}-0:0:0:0-part1 / ext4"),
-            "UUID=root-1 / ext4",
-        ),
-        (
-            &format!("{by_path}-0:0:1:0-part1 /d xfs"),
-            "UUID=data-1 /d xfs",
-        ),
-        (
-            "/dev/disk/by-id/wwn-0x60-part5 /e vfat",
-            "UUID=1A2B-3C4D /e vfat",
-        ),
-        (
-            "/dev/disk/by-id/wwn-0x60-part1 /d xfs",
-            "/dev/disk/by-id/wwn-0x60-part1 /d xfs",
-        ),
-        ("/dev/sr0 /cd iso9660 ro", "/dev/sr0 /cd iso9660 ro,nofail"),
-        (
-            "/dev/hdc /cd iso9660 ro,noauto",
-            "/dev/hdc /cd iso9660 ro,noauto",
-        ),
-        (
-            "/dev/hdc /cd udf,iso9660 ro",
-            "/dev/hdc /cd udf,iso9660 ro,nofail",
-        ),
-        ("/iso/a.iso /cd iso9660 loop", "/iso/a.iso /cd iso9660 loop"),
-        (
-            ".host:/ /mnt/hgfs vmhgfs defaults",
-            ".host:/ /mnt/hgfs vmhgfs defaults,noauto,nofail",
-        ),
-        (
-            "share /mnt/s vboxsf nofail",
-            "share /mnt/s vboxsf nofail,noauto",
-        ),
-        (
-            "UUID=x /d xfs logdev=/dev/sdb2,noatime",
-            "UUID=x /d xfs logdev=/dev/disk/by-partuuid/bb-02,noatime",
-        ),
-        ("# /dev/sda1 / ext4", "# /dev/sda1 / ext4"),
-        ("/dev/sda1", "/dev/sda1"),
-    ] {
+    for (before, after) in FSTAB {
         let devices = Devices::new(&devices, &[before]);
         let edit = fstab::stabilise(before.as_bytes(), &devices, FstabMode::StabilizeAll);
         assert_eq!(

@@ -50,6 +50,27 @@ fn refused(sample: &Sample, kind: ErrorKind, what: &str) {
 }
 
 #[test]
+fn tells_its_sectors_and_headers() {
+    let open = |sample: &Sample| {
+        let none = |name: &str| Err(Error::invalid(format!("{name} was asked for")));
+        open(sample.build(), &none).unwrap().0
+    };
+    let mut sample = Sample::dynamic(1, 7);
+    assert_eq!(open(&sample).sector_bytes(), 512);
+    put32(&mut sample.metadata, SECTOR, 4096);
+    put64(&mut sample.metadata, SIZE, CAPACITY.next_multiple_of(4096));
+    let image = open(&sample);
+    assert_eq!(image.sector_bytes(), 4096);
+    let layers = image.layers();
+    let fields = &layers[0].fields;
+    assert_eq!(fields["logical_sector_bytes"], 4096);
+    assert_eq!(fields["kind"], "dynamic");
+    let id = "{01010101-0101-0101-0101-010101010101}";
+    assert_eq!(fields["data_write_id"], id);
+    assert_eq!(fields["log"]["replayed"], false);
+}
+
+#[test]
 fn reads_what_is_sound() {
     let block = vec![7; BLOCK];
     assert!(read(&Sample::dynamic(1, 7)).unwrap() == (guest(&block), "dynamic"));

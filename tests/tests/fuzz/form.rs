@@ -1,0 +1,182 @@
+//! A drop on disk that is damaged in place, case after case, and made whole again.
+use std::cell::RefCell;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use queue::roots::Roots;
+use tempfile::TempDir;
+
+use super::edit::{Case, Damaged};
+use super::judge;
+
+/// Makes the checksums right again; told which bytes were written.
+pub type Mend = fn(&mut Image);
+
+pub struct Form {
+    roots: Roots,
+    owner: PathBuf,
+    image: RefCell<Image>,
+    is_big: bool,
+    mend: Mend,
+    /// Keeps the drop's directory.
+    _top: TempDir,
+}
+
+/// The file that is damaged, in memory and on disk.
+pub struct Image {
+    file: File,
+    golden: Vec<u8>,
+    bytes: Vec<u8>,
+    hot: Vec<Range<usize>>,
+    hot_bytes: usize,
+    written: Vec<Range<usize>>,
+}
+
+/// A directory in memory if the machine has one: a million cases write a million times.
+pub fn place() -> TempDir {
+    match Path::new("/dev/shm") {
+        memory if memory.is_dir() => tempfile::tempdir_in(memory).unwrap(),
+        _ => tempfile::tempdir().unwrap(),
+    }
+}
+
+impl Form {
+    /// The drop `owner` in `top`, of which `damaged` is damaged, mostly in its `hot` places.
+    pub fn new(
+        top: TempDir,
+        owner: &str,
+        damaged: &str,
+        hot: impl Fn(&[u8]) -> Vec<Range<usize>>,
+    ) -> Self {
+        let path = top.path().join(damaged);
+        let golden = std::fs::read(&path).unwrap();
+        let mut hot = hot(&golden);
+        hot.retain(|range| range.end <= golden.len() && !range.is_empty());
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let form = Self {
+            roots: Roots::open(top.path(), &[]).unwrap(),
+            owner: top.path().join(owner),
+            image: RefCell::new(Image {
+                file,
+                bytes: golden.clone(),
+                golden,
+                hot_bytes: hot.iter().map(Range::len).sum(),
+                hot,
+                written: Vec::new(),
+            }),
+            is_big: false,
+            mend: |_| (),
+            _top: top,
+        };
+        assert!(
+            judge::read(&form.roots, &form.owner),
+            "{owner} is not sound"
+        );
+        form
+    }
+
+    pub fn mended_by(self, mend: Mend) -> Self {
+        Self { mend, ..self }
+    }
+
+    pub fn big_endian(self) -> Self {
+        Self {
+            is_big: true,
+            ..self
+        }
+    }
+
+    /// Damages it, reads it, and makes it whole again. Whether it was read to its end.
+    pub fn survives(&self, case: &Case) -> bool {
+        let mut image = self.image.borrow_mut();
+        // The case before may have ended in a panic.
+        image.restore();
+        for edit in &case.edits {
+            edit.apply(&mut *image, self.is_big);
+        }
+        if case.mends {
+            (self.mend)(&mut image);
+        }
+        image.flush();
+        drop(image);
+        judge::read(&self.roots, &self.owner)
+    }
+}
+
+/// A target: one of its forms is damaged in each case.
+pub fn fuzz(target: &str, forms: &[Form]) {
+    judge::fuzz(target, super::edit::cases(), |case| {
+        forms[case.form % forms.len()].survives(&case)
+    });
+}
+
+impl Image {
+    fn restore(&mut self) {
+        self.bytes.resize(self.golden.len(), 0);
+        if self.file.metadata().unwrap().len() != self.golden.len() as u64 {
+            // What was cut off is gone from the file.
+            let end = self.golden.len();
+            self.written.push(0..end);
+        }
+        for range in self.written.drain(..) {
+            let range = range.start..range.end.min(self.golden.len());
+            self.bytes[range.clone()].copy_from_slice(&self.golden[range.clone()]);
+            self.file
+                .write_all_at(&self.golden[range.clone()], range.start as u64)
+                .unwrap();
+        }
+        self.file.set_len(self.golden.len() as u64).unwrap();
+    }
+
+    fn flush(&mut self) {
+        for range in &self.written {
+            let bytes =
+                &self.bytes[range.start.min(self.bytes.len())..range.end.min(self.bytes.len())];
+            self.file.write_all_at(bytes, range.start as u64).unwrap();
+        }
+        if self.bytes.len() != self.golden.len() {
+            self.file.set_len(self.bytes.len() as u64).unwrap();
+        }
+    }
+
+    pub fn was_written(&self, range: &Range<usize>) -> bool {
+        let overlaps =
+            |written: &Range<usize>| written.start < range.end && written.end > range.start;
+        self.written.iter().any(overlaps)
+    }
+
+    pub fn golden(&self) -> &[u8] {
+        &self.golden
+    }
+}
+
+impl Damaged for Image {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn hot(&self, number: u32) -> usize {
+        let mut rest = number as usize % self.hot_bytes;
+        for range in &self.hot {
+            if rest < range.len() {
+                return range.start + rest;
+            }
+            rest -= range.len();
+        }
+        unreachable!("the hot places are as long as their sum")
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        let end = (at + bytes.len()).min(self.bytes.len());
+        if at < end {
+            self.bytes[at..end].copy_from_slice(&bytes[..end - at]);
+            self.written.push(at..end);
+        }
+    }
+
+    fn resize(&mut self, length: usize) {
+        self.bytes.resize(length, 0);
+    }
+}
