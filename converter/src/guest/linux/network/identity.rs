@@ -34,6 +34,9 @@ impl Interface {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pairing {
     pub pins: Vec<Pin>,
+    /// The one name that is in use, where nobody knows the one card's MAC address: a disk that
+    /// came without its machine.
+    pub only: Option<String>,
     pub doubts: Vec<String>,
 }
 
@@ -140,6 +143,10 @@ fn pair_by_order(open: &[&str], free: &[&String], macs: &[String], pairing: &mut
             .all(|(number, _)| (*number as usize) < macs.len());
     let chosen: Vec<(&str, &String)> = match open {
         [] => return,
+        [one] if macs.is_empty() && pairing.pins.is_empty() => {
+            pairing.only = Some((*one).to_owned());
+            return;
+        }
         [one] if free.len() == 1 => free.iter().map(|mac| (*one, *mac)).collect(),
         _ if is_counted => {
             let cards = ordered.iter();
@@ -152,8 +159,11 @@ fn pair_by_order(open: &[&str], free: &[&String], macs: &[String], pairing: &mut
             names.zip(free.iter().copied()).collect()
         }
         _ => {
-            let (names, cards) = (open.join(", "), macs.len());
-            let doubt = format!("no file tells which of the {cards} cards is which of {names}");
+            let names = open.join(", ");
+            let doubt = match macs.len() {
+                0 => format!("no MAC address is known; {names} may change their names"),
+                cards => format!("no file tells which of the {cards} cards is which of {names}"),
+            };
             pairing.doubts.push(doubt);
             return;
         }

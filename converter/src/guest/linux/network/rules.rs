@@ -15,14 +15,21 @@ const HARDWARE: [&str; 7] = [
     "ATTRS{device}",
 ];
 
-/// The rules that give `pins` their names. `DRIVERS` leaves out bonds and VLANs, which have the
-/// card's address too.
-pub fn render(pins: &[Pin]) -> Vec<u8> {
+/// The rules that give `pins` their names, and `only` to any card. `DRIVERS` leaves out bonds and
+/// VLANs, which have the card's address too.
+pub fn render(pins: &[Pin], only: Option<&str>) -> Vec<u8> {
     let mut text = "# Names of the network cards, by their MAC addresses.\n".to_owned();
     for Pin { name, mac } in pins {
         text.push_str(&format!(
             "SUBSYSTEM==\"net\", ACTION==\"add\", DRIVERS==\"?*\", ATTR{{address}}==\"{mac}\", \
              ATTR{{type}}==\"1\", NAME=\"{name}\"\n"
+        ));
+    }
+    if let Some(name) = only {
+        text.push_str(&format!(
+            "# The only card, whose address was not known.\n\
+             SUBSYSTEM==\"net\", ACTION==\"add\", DRIVERS==\"?*\", ATTR{{type}}==\"1\", \
+             NAME=\"{name}\"\n"
         ));
     }
     text.into_bytes()

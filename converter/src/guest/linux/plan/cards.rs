@@ -134,7 +134,11 @@ impl Planner<'_> {
         }
         let pins = pairing.pins.iter();
         let new: Vec<Pin> = pins.filter(|pin| !given.contains(*pin)).cloned().collect();
-        if new.is_empty() {
+        let only = pairing.only.as_deref();
+        if let Some(name) = only {
+            let text = format!("the source tells no MAC address: any card is {name}");
+            self.warn("network", text);
+        } else if new.is_empty() {
             return Ok(());
         }
         let own = self.read(rules::PATH)?.unwrap_or_default();
@@ -144,7 +148,7 @@ impl Planner<'_> {
         let pins: Vec<Pin> = pins.into_iter().collect();
         self.place(
             rules::PATH,
-            rules::render(&pins),
+            rules::render(&pins, only),
             "the interface keeps its name",
         )?;
         Ok(())

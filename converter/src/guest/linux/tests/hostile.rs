@@ -94,7 +94,7 @@ fn machine() -> (Vec<BlockDevice>, Pairing) {
         devices,
         Pairing {
             pins,
-            doubts: Vec::new(),
+            ..Pairing::default()
         },
     )
 }
