@@ -146,14 +146,9 @@ pub fn vm(
     }
     notes.extend(appliance.machine.notes.iter().cloned());
     if order.libvirt.emit_domain_xml {
-        let machine = &appliance.machine;
-        notes.extend(write_domain(
-            machine,
-            &appliance.disks,
-            order,
-            &files,
-            Devices::Compatible,
-        )?);
+        let (machine, sources) = (&appliance.machine, &appliance.disks);
+        let devices = Devices::Compatible;
+        notes.extend(write_domain(machine, sources, order, &files, devices)?);
     }
     let metadata = Metadata {
         job_id: None,

@@ -155,18 +155,8 @@ fn convert(
     let mut converted = vm::vm(&appliance, &order, &progress, &mut |number, disk| {
         progress.say(format!("{} ({number}/{count})", disk.name));
     })?;
-    let mut on_phase = |phase: Phase| progress.say(format!("{name}: {}", phase.as_str()));
-    let caring = caring(args);
-    care::care(
-        &appliance,
-        &order,
-        &caring,
-        &mut converted,
-        &progress,
-        &mut on_phase,
-    )?;
+    care_for(args, &appliance, &order, &mut converted, &progress)?;
     drop(progress);
-    note_guest(&mut converted);
     converted
         .metadata
         .notes
@@ -184,14 +174,32 @@ fn convert(
     })
 }
 
-/// Says why a guest was left as it is, unless that was asked for.
-fn note_guest(converted: &mut Converted) {
+/// Repairs the guest; says why one was left as it is, unless that was asked for.
+fn care_for(
+    args: &ConvertArgs,
+    appliance: &Appliance,
+    order: &Order<'_>,
+    converted: &mut Converted,
+    progress: &Progress,
+) -> Result<()> {
+    let name = order.name;
+    let mut on_phase = |phase: Phase| progress.say(format!("{name}: {}", phase.as_str()));
+    let caring = caring(args);
+    care::care(
+        appliance,
+        order,
+        &caring,
+        converted,
+        progress,
+        &mut on_phase,
+    )?;
     let guest = &converted.metadata.guest;
     let is_asked = guest.code.as_deref() == Some("off");
     if let Some(reason) = guest.reason.as_ref().filter(|_| !is_asked) {
         let note = format!("the guest stays as it is: {reason}");
         converted.metadata.notes.push(note);
     }
+    Ok(())
 }
 
 /// Without a daemon there is no work directory: the user's cache is.
