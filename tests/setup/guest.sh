@@ -2,14 +2,17 @@
 # guest.sh plain|lvm|btrfs: prints the raw disk of a bootable Debian as it comes from VMware: an
 # initramfs for its controllers only, disks and network cards under the names they have there. Makes
 # it (minutes, 1 GiB, as root) if it is not there. Never changed afterwards.
-#   plain  BIOS, one ext4 partition     lvm  UEFI, /boot apart, / on LVM     btrfs  BIOS, / in a subvolume
+#   plain  BIOS, one ext4 partition
+#   lvm    UEFI, /boot apart, / on LVM
+#   btrfs  BIOS, / in a subvolume
 set -eu
 export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C
 export LIBGUESTFS_BACKEND=direct LIBGUESTFS_BACKEND_SETTINGS=force_tcg
 
 variant=${1:-plain}
 suite=bookworm
-packages=systemd-sysv,udev,dbus,kmod,initramfs-tools,linux-image-amd64,grub-pc-bin,grub-efi-amd64-bin,grub2-common
+packages=systemd-sysv,udev,dbus,kmod,initramfs-tools,linux-image-amd64
+packages=$packages,grub-pc-bin,grub-efi-amd64-bin,grub2-common
 packages=$packages,ifupdown,iproute2,lvm2,btrfs-progs,e2fsprogs,open-vm-tools,zstd,login,passwd
 mirror=http://deb.debian.org/debian
 cache=${HYPER2KVM_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hyper2kvm-tests}
@@ -43,8 +46,9 @@ make_root() {
     # Hardware that neither VMware nor KVM has, for the sake of time.
     for modules in "$root.part"/lib/modules/*; do
         for unused in drivers/gpu/drm/amd drivers/gpu/drm/i915 drivers/gpu/drm/nouveau \
-            drivers/gpu/drm/radeon drivers/media drivers/net/wireless drivers/infiniband drivers/iio \
-            drivers/staging drivers/isdn drivers/comedi sound net/mac80211 net/bluetooth; do
+            drivers/gpu/drm/radeon drivers/media drivers/net/wireless drivers/infiniband \
+            drivers/iio drivers/staging drivers/isdn drivers/comedi sound net/mac80211 \
+            net/bluetooth; do
             rm -rf "${modules:?}/kernel/$unused"
         done
         chroot "$root.part" depmod "$(basename "$modules")"
@@ -99,7 +103,8 @@ fish() {
 }
 
 make_plain() {
-    settle_root '/dev/sda1 / ext4 errors=remount-ro 0 1' 'console=tty0 console=ttyS0' ext4 || return 1
+    settle_root '/dev/sda1 / ext4 errors=remount-ro 0 1' 'console=tty0 console=ttyS0' ext4 ||
+        return 1
     fish part-disk /dev/sda mbr : part-set-bootable /dev/sda 1 true : mkfs ext4 /dev/sda1 : \
         mount /dev/sda1 / : tar-in "$cache/guest-root.tar" / : \
         command "grub-install --target=i386-pc /dev/sda" : command update-grub
@@ -123,8 +128,9 @@ make_lvm() {
 make_btrfs() {
     settle_root '/dev/sda1 / btrfs subvol=@ 0 0
 /dev/sda1 /home btrfs subvol=@home 0 0' '' btrfs || return 1
-    fish part-disk /dev/sda mbr : part-set-bootable /dev/sda 1 true : mkfs btrfs /dev/sda1 : \
-        mount /dev/sda1 / : btrfs-subvolume-create /@ : btrfs-subvolume-create /@home : umount-all : \
+    fish part-init /dev/sda mbr : part-add /dev/sda p 2048 6289407 : \
+        part-set-bootable /dev/sda 1 true : mkfs btrfs /dev/sda1 : mount /dev/sda1 / : \
+        btrfs-subvolume-create /@ : btrfs-subvolume-create /@home : umount-all : \
         mount-options subvol=@ /dev/sda1 / : tar-in "$cache/guest-root.tar" / : \
         mount-options subvol=@home /dev/sda1 /home : \
         command "grub-install --target=i386-pc /dev/sda" : command update-grub

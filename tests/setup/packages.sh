@@ -3,7 +3,7 @@
 set -eu
 export PATH="$PATH:/usr/sbin:/sbin"
 
-# program package
+# program, or pattern of a file, and package
 demo='qemu-img qemu-utils
 mke2fs e2fsprogs'
 bench='mkfs.xfs xfsprogs
@@ -14,7 +14,15 @@ debootstrap debootstrap
 systemd-analyze systemd
 systemd-nspawn systemd-container
 unshare util-linux
-setfacl acl'
+setfacl acl
+mkfs.vfat dosfstools
+guestfish libguestfs-tools
+/boot/vmlinuz-* linux-image-amd64
+/usr/share/OVMF/OVMF_CODE_4M.fd ovmf
+virsh libvirt-clients
+virt-xml-validate libvirt-clients
+libvirtd libvirt-daemon-system
+qemu-system-x86_64 qemu-system-x86'
 
 case "${1:-}" in
 demo) wanted=$demo ;;
@@ -29,16 +37,48 @@ $test" ;;
     ;;
 esac
 
+is_there() {
+    case $1 in
+    # shellcheck disable=SC2086
+    /*) ls $1 >/dev/null 2>&1 ;;
+    *) command -v "$1" >/dev/null ;;
+    esac
+}
+
 missing=$(echo "$wanted" | while read -r program package; do
-    command -v "$program" >/dev/null || echo "$package"
-done)
+    is_there "$program" || echo "$package"
+done | sort -u)
 [ -n "$missing" ] || exit 0
 as_root=$([ "$(id -u)" = 0 ] || echo sudo)
+
+# All of QEMU must be of one version: where qemu-utils is a backport, the emulator is one, too.
+from=
+if dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null | grep -q '~bpo'; then
+    # shellcheck disable=SC1091
+    suite=$(. /etc/os-release && echo "$VERSION_CODENAME-backports")
+    from="-t $suite"
+    if ! apt-cache policy | grep -q "n=$suite"; then
+        printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' "Suites: $suite" \
+            'Components: main' 'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' |
+            $as_root tee /etc/apt/sources.list.d/hyper2kvm-backports.sources >/dev/null
+    fi
+fi
+install() {
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y --no-install-recommends "$@"
+}
 $as_root apt-get update
+case $missing in
+*qemu-system-x86*)
+    # shellcheck disable=SC2086
+    install $from qemu-system-x86
+    missing=$(echo "$missing" | grep -v qemu-system-x86 || true)
+    ;;
+esac
 # shellcheck disable=SC2086
-DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y --no-install-recommends $missing
+[ -z "$missing" ] || install $missing
 echo "$wanted" | while read -r program package; do
-    command -v "$program" >/dev/null || {
+    is_there "$program" || {
         echo "packages.sh: $program is still missing after installing $package" >&2
         exit 1
     }

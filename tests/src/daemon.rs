@@ -59,6 +59,8 @@ pub struct Site {
     pub top: tempfile::TempDir,
     pub directories: Directories,
     config: PathBuf,
+    /// Whether its daemons leave guests alone, as most tests want it.
+    no_fix: bool,
 }
 
 impl Site {
@@ -76,7 +78,16 @@ impl Site {
         Self {
             directories,
             config: path,
+            no_fix: true,
             top,
+        }
+    }
+
+    /// One whose daemons do with guests what `config` says.
+    pub fn repairing(config: &str) -> Self {
+        Self {
+            no_fix: false,
+            ..Self::new(config)
         }
     }
 
@@ -100,9 +111,10 @@ impl Site {
         let mut command = Command::new(program());
         command
             .arg("daemon")
-            .arg("--no-fix")
+            .args(self.no_fix.then_some("--no-fix"))
             .arg("--config")
-            .arg(&self.config);
+            .arg(&self.config)
+            .env("LIBGUESTFS_CACHEDIR", "/var/tmp");
         command.arg("--watch-dir").arg(&self.directories.queue);
         command.arg("--output-dir").arg(&self.directories.output);
         command.arg("--work-dir").arg(&self.directories.work);

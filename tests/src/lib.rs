@@ -3,6 +3,7 @@ pub mod daemon;
 pub mod deflate;
 pub mod engine;
 pub mod enumerate;
+pub mod guest;
 pub mod images;
 pub mod invariants;
 pub mod model;

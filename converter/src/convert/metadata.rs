@@ -1,10 +1,15 @@
 //! `metadata.json`: what stands beside the converted disks and says where they come from.
 //!
 //! Readers ignore fields that they do not know; sizes are bytes, times RFC 3339 in UTC.
+use std::collections::BTreeMap;
+
 use queue::job::{JobId, Machine};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::guest;
+use crate::guest::boot::Proof;
+use crate::guest::model::Os;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metadata {
@@ -60,15 +65,29 @@ pub struct Disk {
     pub resumed_bytes: u64,
     /// Content digest, `blake3:<hex>`; absent if not all data was read.
     pub digest: Option<String>,
+    /// The source's, where the repair changed the content.
+    #[serde(default)]
+    pub source_digest: Option<String>,
     /// The file beside this one, e.g. `web-01-disk2.qcow2`.
     pub file: String,
 }
 
-/// Whether the guest was prepared for its new hardware.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether the guest was prepared for its new hardware, and what is known of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Guest {
     pub repaired: bool,
+    /// Why not: a stable word, and a text.
+    pub code: Option<String>,
     pub reason: Option<String>,
+    /// Whether domain.xml gives it virtio devices.
+    pub virtio: bool,
+    pub os: Option<Os>,
+    /// What was found before the repair; the changes are in change-report.json.
+    pub inspection: Option<guest::model::Guest>,
+    pub boot: Option<Proof>,
+    /// Seconds per step of the repair.
+    pub timings: BTreeMap<String, f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,11 +162,13 @@ mod tests {
                 shared_bytes: 0,
                 resumed_bytes: 512,
                 digest: Some("blake3:00".to_owned()),
+                source_digest: None,
                 file: "web-01.qcow2".to_owned(),
             }],
             guest: Guest {
                 repaired: false,
                 reason: Some("not in this version".to_owned()),
+                ..Guest::default()
             },
             notes: vec!["a \"note\"".to_owned()],
             converter: Converter::default(),

@@ -4,6 +4,8 @@
 mod account;
 mod batch;
 mod blocks;
+pub mod care;
+pub mod examine;
 mod fill;
 mod journal;
 mod keeper;
@@ -12,6 +14,7 @@ mod output;
 mod pipeline;
 mod progress;
 mod resume;
+pub mod reverse;
 mod sharing;
 mod target;
 #[cfg(test)]

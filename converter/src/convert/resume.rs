@@ -39,6 +39,17 @@ impl Resume<'_> {
         name.push(".journal");
         self.directory.join(name)
     }
+
+    /// The targets are about to be changed: what is known of them holds no longer.
+    pub(super) fn forget(&self) -> Result<()> {
+        if !self.directory.is_dir() {
+            return Ok(());
+        }
+        let failed = |error| Error::io("remove", &self.directory, error);
+        fs::remove_dir_all(&self.directory).map_err(failed)?;
+        let parent = self.directory.parent().unwrap_or(Path::new("/"));
+        (self.sync)(parent)
+    }
 }
 
 /// Where the work on a disk begins.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use queue::instance::config::Libvirt;
-use queue::job::VmName;
 use queue::job::record::{DiskRecord, timestamp};
+use queue::job::{Machine, VmName};
 
 use super::metadata::{Converter, Disk, Guest, Metadata, Origin};
 use super::{DiskReport, Plan, Resume, copy, copy_on, space_needed_bytes};
@@ -15,6 +15,9 @@ use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::libvirt::{Devices, DomainDisk, DomainSpec, domain_xml};
 use crate::source::{Appliance, SourceDisk};
+
+/// The file that libvirt is told of the VM by.
+pub const DOMAIN: &str = "domain.xml";
 
 /// What is to be made of an appliance, and where.
 pub struct Order<'a> {
@@ -91,7 +94,11 @@ fn remove_others(directory: &Path, names: &[String]) -> Result<()> {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().unwrap_or_default();
         if !names.iter().any(|known| name == known.as_str()) {
-            std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
+            let removed = match path.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+            removed.map_err(|error| Error::io("remove", &path, error))?;
         }
     }
     Ok(())
@@ -139,7 +146,14 @@ pub fn vm(
     }
     notes.extend(appliance.machine.notes.iter().cloned());
     if order.libvirt.emit_domain_xml {
-        notes.extend(write_domain(appliance, order, &files)?);
+        let machine = &appliance.machine;
+        notes.extend(write_domain(
+            machine,
+            &appliance.disks,
+            order,
+            &files,
+            Devices::Compatible,
+        )?);
     }
     let metadata = Metadata {
         job_id: None,
@@ -148,10 +162,7 @@ pub fn vm(
         source: order.origin.clone(),
         machine: appliance.machine.clone(),
         disks: described,
-        guest: Guest {
-            repaired: false,
-            reason: Some("this version does not repair guests".to_owned()),
-        },
+        guest: Guest::default(),
         notes,
         converter: Converter::default(),
         created_at: timestamp(SystemTime::now()),
@@ -212,14 +223,22 @@ fn describe(disk: &SourceDisk, file: &str, report: &DiskReport) -> Disk {
         digest: report.digest.clone(),
         shared_bytes: report.shared_bytes,
         resumed_bytes: report.resumed_bytes,
+        source_digest: None,
         file: file.to_owned(),
     }
 }
 
-fn write_domain(appliance: &Appliance, order: &Order<'_>, files: &[String]) -> Result<Vec<String>> {
+/// Writes domain.xml, over an earlier one; what it had to choose is returned.
+pub(super) fn write_domain(
+    machine: &Machine,
+    sources: &[SourceDisk],
+    order: &Order<'_>,
+    files: &[String],
+    devices: Devices,
+) -> Result<Vec<String>> {
     let disks: Vec<DomainDisk> = files
         .iter()
-        .zip(&appliance.disks)
+        .zip(sources)
         .map(|(file, disk)| DomainDisk {
             path: order.result.join(file),
             format: order.plan.format,
@@ -228,12 +247,12 @@ fn write_domain(appliance: &Appliance, order: &Order<'_>, files: &[String]) -> R
         .collect();
     let domain = domain_xml(&DomainSpec {
         name: order.name,
-        machine: &appliance.machine,
+        machine,
         disks: &disks,
-        devices: Devices::Compatible,
+        devices,
         settings: order.libvirt,
     })?;
-    let path: PathBuf = order.directory.join("domain.xml");
+    let path: PathBuf = order.directory.join(DOMAIN);
     std::fs::write(&path, domain.xml).map_err(|error| Error::io("write", &path, error))?;
     Ok(domain.notes)
 }

@@ -1,7 +1,7 @@
 //! What a manifest asks for beyond its disks: it overrides the configuration, within its bounds.
 use std::path::Path;
 
-use queue::instance::config::{BootCheck, Compress, Config, GuestFix, OutFormat};
+use queue::instance::config::{Compress, Config, OutFormat};
 use queue::job::{Manifest, VmName};
 use queue::roots::is_plain;
 
@@ -20,26 +20,6 @@ pub struct Wishes {
     pub notes: Vec<String>,
 }
 
-/// Fails if the configuration requires of every result what this version cannot do.
-pub fn check_required(config: &Config) -> Result<()> {
-    let refuse = |what: &str, key: &str| {
-        Err(Error::new(
-            ErrorKind::Guest,
-            format!("{what} is required, and this version does not do it"),
-        )
-        .with_remedy(format!(
-            "set {key} = \"off\" or \"try\" to convert without it"
-        )))
-    };
-    if config.guest.fix == GuestFix::Require {
-        return refuse("guest repair", "guest.fix");
-    }
-    if config.guest.boot_check == BootCheck::Require {
-        return refuse("the boot check", "guest.boot_check");
-    }
-    Ok(())
-}
-
 /// What the configuration asks for and this version passes over, for whoever starts or checks it.
 pub fn not_heeded(config: &Config) -> Vec<String> {
     let mut lines = Vec::new();
@@ -48,10 +28,8 @@ pub fn not_heeded(config: &Config) -> Vec<String> {
             lines.push(format!("{key} has no effect: this version does not {what}"));
         }
     };
-    let tries = config.guest.boot_check != BootCheck::Off;
-    add(tries, "guest.boot_check", "check that the result boots");
     let driver = config.guest.win_virtio.is_some();
-    add(driver, "guest.win_virtio", "repair guests");
+    add(driver, "guest.win_virtio", "repair Windows guests");
     add(
         config.libvirt.define,
         "libvirt.define",

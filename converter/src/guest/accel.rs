@@ -2,7 +2,6 @@
 //! under KVM has a short time limit, and what came of it is remembered until the host boots again.
 use std::path::{Path, PathBuf};
 
-use queue::durable::{self, HostVolume};
 use queue::instance::config::Accel as Setting;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +11,6 @@ use crate::error::{ErrorKind, Result};
 
 const DEVICE: &str = "/dev/kvm";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-const MAX_VERDICT_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -58,10 +56,7 @@ pub fn known(setting: Setting, work: &Path) -> Option<Accel> {
     if device.is_err() {
         return Some(Accel::Tcg);
     }
-    use queue::durable::Volume;
-    let text = HostVolume
-        .read(&verdict_path(work), MAX_VERDICT_BYTES)
-        .ok()??;
+    let text = std::fs::read(verdict_path(work)).ok()?;
     let verdict: Verdict = serde_json::from_slice(&text).ok()?;
     (verdict.boot_id == boot_id()).then_some(verdict.accel)
 }
@@ -79,7 +74,7 @@ fn remember(work: &Path, accel: Accel, reason: String) {
     };
     // Forgotten, it is found out again.
     if let Ok(text) = serde_json::to_vec_pretty(&verdict) {
-        let _ = durable::replace_volatile(&HostVolume, &verdict_path(work), &text);
+        let _ = std::fs::write(verdict_path(work), text);
     }
 }
 

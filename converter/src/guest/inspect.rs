@@ -4,8 +4,9 @@
 //! the others are told.
 use std::collections::BTreeMap;
 
+use super::Case;
 use super::appliance::{Appliance, guest};
-use super::model::{BlockDevice, BootLoader, Family, Firmware, Guest, Kernel, Os, Selinux};
+use super::model::{BlockDevice, BootLoader, Family, Firmware, Guest, Kernel, Nic, Os, Selinux};
 use super::names::{guest_name, unescape};
 use crate::error::Result;
 
@@ -38,13 +39,8 @@ const AGENTS: [(&str, &str); 8] = [
 ];
 
 /// Opens what is locked, finds the system, mounts it, and looks at it.
-pub fn inspect(
-    appliance: &mut Appliance<'_>,
-    keys: &[Vec<u8>],
-    firmware: Option<Firmware>,
-    read_only: bool,
-) -> Result<Found> {
-    let locked = unlock(appliance, keys)?;
+pub fn inspect(appliance: &mut Appliance<'_>, case: &Case<'_>, read_only: bool) -> Result<Found> {
+    let locked = unlock(appliance, case.keys)?;
     let mut roots = appliance.list("inspect_os", &[])?;
     roots.sort_unstable();
     let mut linux = Vec::new();
@@ -74,7 +70,7 @@ pub fn inspect(
     guest.devices = devices(appliance, &mountpoints)?;
     guest.kernels = kernels(appliance)?;
     guest.boot_loader = boot_loader(appliance)?;
-    guest.firmware = match firmware {
+    guest.firmware = match case.firmware {
         Some(firmware) => firmware,
         None => guess_firmware(appliance)?,
     };
@@ -83,6 +79,11 @@ pub fn inspect(
             guest.agents.push(name.to_owned());
         }
     }
+    let card = |mac: &String| Nic {
+        mac: Some(mac.clone()),
+        name: None,
+    };
+    guest.nics = case.macs.iter().map(card).collect();
     guest.selinux = selinux(&read_text(appliance, "/etc/selinux/config")?);
     Ok(Found::System(Box::new(guest)))
 }

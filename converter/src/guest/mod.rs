@@ -5,14 +5,18 @@
 pub mod accel;
 pub mod appliance;
 mod bench;
+pub mod berths;
+pub mod boot;
 mod drivers;
 mod inspect;
+pub mod linux;
 pub mod look;
 pub mod model;
 mod names;
 pub mod overlay;
 mod repair;
 pub mod report;
+pub mod undo;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,10 +24,11 @@ use std::time::{Duration, Instant};
 use queue::instance::config::Guest as Settings;
 
 use crate::disk::Observer;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use appliance::{Drive, Site};
 use bench::Bench;
-use inspect::{Found, Refusal};
+use inspect::Found;
+pub use inspect::Refusal;
 use model::{Firmware, Guest};
 use overlay::{Image, Overlays};
 use report::ChangeReport;
@@ -36,6 +41,8 @@ pub struct Case<'a> {
     pub keys: &'a [Vec<u8>],
     /// What the source says of it, if it does.
     pub firmware: Option<Firmware>,
+    /// The network cards' addresses, as the source says.
+    pub macs: &'a [String],
 }
 
 /// What came of a guest's repair.
@@ -79,28 +86,23 @@ pub fn examine(
     observer: &dyn Observer,
 ) -> Result<std::result::Result<Guest, (Refusal, String)>> {
     let (mut session, _) = accel::launch(case.site, case.settings.accel, drives, observer)?;
-    match inspect::inspect(&mut session, case.keys, case.firmware, true)? {
+    match inspect::inspect(&mut session, case, true)? {
         Found::Nothing(refusal, reason) => Ok(Err((refusal, reason))),
         Found::System(mut guest) => {
-            list_drivers(&mut Bench::new(&mut session), &mut guest)?;
+            drivers::list(&mut Bench::new(&mut session), &mut guest)?;
             Ok(Ok(*guest))
         }
     }
 }
 
-fn list_drivers(bench: &mut Bench<'_, '_>, guest: &mut Guest) -> Result<()> {
-    for kernel in &mut guest.kernels {
-        kernel.drivers = drivers::drivers(bench, kernel)?.unwrap_or_default();
-    }
-    Ok(())
-}
-
 /// Repairs the guest on the staged images of `directory`: all of it or nothing. A guest without a
-/// recipe is no error; one whose repair failed is, and its images are as they were.
+/// recipe is no error; one whose repair failed is, and its images are as they were unless
+/// `before_commit` was called: then they are to be converted again.
 pub fn repair(
     case: &Case<'_>,
     directory: &Path,
     images: &[Image],
+    before_commit: &dyn Fn() -> Result<()>,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
     let mut clock = Clock::default();
@@ -109,7 +111,7 @@ pub fn repair(
     let (mut session, accel) = accel::launch(case.site, case.settings.accel, &drives, observer)?;
     tracing::debug!("the appliance runs under {}", accel.as_str());
     clock.lap("launch");
-    let mut guest = match inspect::inspect(&mut session, case.keys, case.firmware, false)? {
+    let mut guest = match inspect::inspect(&mut session, case, false)? {
         Found::System(guest) => *guest,
         Found::Nothing(refusal, reason) => {
             clock.lap("inspect");
@@ -119,9 +121,17 @@ pub fn repair(
         }
     };
     let mut bench = Bench::new(&mut session);
-    list_drivers(&mut bench, &mut guest)?;
+    drivers::list(&mut bench, &mut guest)?;
     clock.lap("inspect");
-    let virtio = repair::repair(&mut bench, &guest, case.settings)?;
+    if !repair::is_known(&guest) {
+        let reason = format!("there is no recipe for {:?}", guest.os.name);
+        let mut outcome = Outcome::left(Refusal::Unsupported.as_str(), reason);
+        outcome.report.found = Some(guest);
+        outcome.timings = clock.laps;
+        return Ok(outcome);
+    }
+    let found = guest.clone();
+    let virtio = repair::repair(&mut bench, &mut guest, case.settings)?;
     let Bench {
         changes,
         skipped,
@@ -131,12 +141,13 @@ pub fn repair(
     session.shutdown()?;
     clock.lap("repair");
     let changes = report::archive(directory, &changes)?;
-    overlays.commit()?;
+    before_commit()?;
+    overlays.commit().map_err(half_done)?;
     clock.lap("commit");
     Ok(Outcome {
         report: ChangeReport {
             repaired: true,
-            found: Some(guest),
+            found: Some(found),
             changes,
             skipped,
             ran,
@@ -170,17 +181,27 @@ impl Clock {
     }
 }
 
-/// Whether an error of a repair ends the job whatever the settings say.
-pub fn is_final(error: &crate::error::Error) -> bool {
-    matches!(error.kind, ErrorKind::Cancelled | ErrorKind::NoSpace)
+/// A commit that stopped in the middle: nobody may take these images for what was converted.
+fn half_done(error: Error) -> Error {
+    let kind = match error.kind {
+        ErrorKind::Guest => ErrorKind::Io,
+        other => other,
+    };
+    Error::new(kind, "write the repair into the images").with_source(error)
 }
 
-/// The limits of a session on any host.
-pub fn site(work: &Path) -> Site {
+/// Whether an error of a repair ends the job whatever the settings say: all but those of the guest
+/// and its appliance, which leave the images as they were.
+pub fn is_final(error: &Error) -> bool {
+    error.kind != ErrorKind::Guest
+}
+
+/// Where sessions work, and their limits.
+pub fn site(settings: &Settings, work: &Path) -> Site {
     Site {
         work: work.to_path_buf(),
         kvm_limit: Duration::from_secs(60),
         launch_limit: Duration::from_secs(300),
-        session_limit: Duration::from_secs(1800),
+        session_limit: Duration::from_secs(settings.repair_timeout),
     }
 }

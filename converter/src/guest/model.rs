@@ -1,10 +1,8 @@
 //! What is known of a guest, and what is changed in it: the words that inspection, the repairs and
 //! the report share. Data only.
 //!
-//! Device names are the guest's own (`/dev/sda1` where it says so), never the appliance's; paths are
-//! absolute in the guest.
-use std::collections::BTreeMap;
-
+//! Device names are the guest's own (`/dev/sda1` where it says so), never the appliance's; paths
+//! are absolute in the guest.
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,15 +123,22 @@ pub struct Nic {
     pub name: Option<String>,
 }
 
-/// One file as it was and as it shall be; `None`: not there.
+/// What stands at a path of the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Entry {
+    #[default]
+    Nothing,
+    File(Vec<u8>),
+    /// A symbolic link and what it says.
+    Link(String),
+}
+
+/// One path as it was and as it shall be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FileChange {
     pub path: String,
     /// One line for the report: why.
     pub reason: String,
-    pub before: Option<Vec<u8>>,
-    pub after: Option<Vec<u8>>,
+    pub before: Entry,
+    pub after: Entry,
 }
-
-/// Where files of the guest are looked at by those who decide: path to contents.
-pub type Files = BTreeMap<String, Vec<u8>>;

@@ -4,9 +4,15 @@
 /// of a btrfs subvolume, anything else as it is (both count SCSI disks from `sda`).
 pub fn guest_name(device: &str) -> String {
     if let Some(volume) = device.strip_prefix("btrfsvol:") {
+        // A partition has one name below /dev, a logical volume has two.
+        let is_plain = ["sd", "vd", "hd", "xvd", "nvme", "md"].iter().any(|kind| {
+            let name = volume.strip_prefix("/dev/").unwrap_or_default();
+            name.strip_prefix(kind)
+                .is_some_and(|rest| !rest.starts_with('/'))
+        });
         let end = volume
             .match_indices('/')
-            .nth(2)
+            .nth(if is_plain { 2 } else { 3 })
             .map_or(volume.len(), |(at, _)| at);
         return guest_name(volume.get(..end).unwrap_or(volume));
     }

@@ -1,11 +1,11 @@
-//! What a repair writes on: throwaway overlays over the staged images, committed all or none.
+//! What a repair writes on: throwaway overlays over the images, committed all or none.
 //!
-//! The intention to commit is durable before the first byte is, and committing twice is the same as
-//! once: a crash between two images is finished by `redo`.
+//! Staged images that a crash leaves half committed are converted again. On published ones, the
+//! intention to commit is durable before the first byte is, and committing twice is the same as
+//! once: `redo` finishes what a crash left.
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use queue::durable::{self, HostVolume, Volume};
 use serde::{Deserialize, Serialize};
 
 use super::appliance::{Drive, drive, guest};
@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 /// In the directory of the images, until the repair ended.
 const DIRECTORY: &str = ".repair";
 const INTENTION: &str = "commit.json";
-const MAX_INTENTION_BYTES: u64 = 1 << 20;
 const TOOL: &str = "qemu-img";
 
 /// A staged image and its format's name.
@@ -22,6 +21,14 @@ const TOOL: &str = "qemu-img";
 pub struct Image {
     pub path: PathBuf,
     pub format: &'static str,
+}
+
+/// How files become durable: whoever knows the queue lends it.
+pub struct Shelf<'a> {
+    /// Makes the file or directory at a path durable.
+    pub sync: &'a dyn Fn(&Path) -> Result<()>,
+    /// Puts a file in its place in one step, durably.
+    pub replace: &'a dyn Fn(&Path, &[u8]) -> Result<()>,
 }
 
 /// The overlays that are to be committed, by file name.
@@ -41,7 +48,7 @@ impl Overlays {
     pub fn create(directory: &Path, images: &[Image]) -> Result<Self> {
         let directory = directory.join(DIRECTORY);
         clear(&directory)?;
-        HostVolume.create_dir(&directory, 0o700)?;
+        std::fs::create_dir(&directory).map_err(|e| Error::io("create", &directory, e))?;
         let mut overlays = Self {
             directory,
             files: Vec::with_capacity(images.len()),
@@ -64,20 +71,37 @@ impl Overlays {
             .collect()
     }
 
-    /// Writes what the overlays hold into the images: of all of them, whatever happens meanwhile.
-    pub fn commit(self) -> Result<()> {
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    fn intention(&self) -> Intention {
         let name = |file: &PathBuf| Some(file.file_name()?.to_str()?.to_owned());
-        let intention = Intention {
+        Intention {
             overlays: self.files.iter().filter_map(name).collect(),
-        };
+        }
+    }
+
+    /// Writes what the overlays hold into staged images.
+    pub fn commit(self) -> Result<()> {
+        carry_out(&self.directory, &self.intention())
+    }
+
+    /// Writes what the overlays hold into published images: into all of them, whatever happens.
+    /// After an error, `redo` goes on.
+    pub fn commit_durably(self, shelf: &Shelf<'_>) -> Result<()> {
+        let intention = self.intention();
         for file in &self.files {
-            HostVolume.sync(file)?;
+            (shelf.sync)(file)?;
         }
         let text = serde_json::to_vec(&intention)
             .map_err(|error| guest("note the commit of a repair").with_source(error))?;
-        durable::replace(&HostVolume, &self.directory.join(INTENTION), &text)?;
+        (shelf.replace)(&self.directory.join(INTENTION), &text)?;
         carry_out(&self.directory, &intention)
-        // An error here leaves the intention behind: whoever comes next carries it out.
     }
 }
 
@@ -94,9 +118,13 @@ impl Drop for Overlays {
 pub fn redo(directory: &Path) -> Result<bool> {
     let directory = directory.join(DIRECTORY);
     let path = directory.join(INTENTION);
-    let Some(text) = HostVolume.read(&path, MAX_INTENTION_BYTES)? else {
-        clear(&directory)?;
-        return Ok(false);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            clear(&directory)?;
+            return Ok(false);
+        }
+        Err(error) => return Err(Error::io("read", &path, error)),
     };
     let intention: Intention = serde_json::from_slice(&text)
         .map_err(|error| guest(format!("read {}", path.display())).with_source(error))?;
@@ -113,15 +141,23 @@ fn carry_out(directory: &Path, intention: &Intention) -> Result<()> {
             .arg(directory.join(overlay));
         run(command)?;
     }
-    // The intention goes last but for the directory: without it, the overlays mean nothing.
-    for overlay in &intention.overlays {
-        HostVolume.remove_file(&directory.join(overlay))?;
+    // The intention first: without it, what else lies there means nothing.
+    let path = directory.join(INTENTION);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", &path, error))
+        }
+        _ => clear(directory),
     }
-    clear(directory)
 }
 
 fn clear(directory: &Path) -> Result<()> {
-    durable::remove_tree(&HostVolume, directory)
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", directory, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn run(mut command: Command) -> Result<()> {

@@ -1,38 +1,33 @@
-//! The repair of an inspected and mounted guest, step by step, in the order that the steps need.
+//! The repair of an inspected and mounted Linux guest: asks for a plan and carries it out.
 //!
-//! What must succeed for the guest to boot is an error; the rest is noted as skipped.
-use queue::instance::config::{FstabMode, Guest as Settings};
+//! Files first, then the guest's own tools. An initramfs that came out wrong is put back.
+use queue::instance::config::Guest as Settings;
 
 use super::appliance::guest as failure;
 use super::bench::Bench;
-use super::drivers::{VIRTIO, drivers, has_virtio};
-use super::model::{Family, FileChange, Guest};
+use super::drivers::{has_virtio, of_interest};
+use super::linux::plan::{Action, plan};
+use super::model::{Entry, Family, Guest};
 use crate::error::Result;
 
 /// What an initramfs and its tool may need while it is made anew.
 const FREE_BYTES: u64 = 48 << 20;
 
-/// Repairs the guest; whether it has virtio drivers for its disks and network afterwards.
-pub fn repair(bench: &mut Bench<'_, '_>, guest: &Guest, settings: &Settings) -> Result<bool> {
+/// Repairs the guest; whether the kernel that it boots has virtio drivers afterwards.
+pub fn repair(bench: &mut Bench<'_, '_>, guest: &mut Guest, settings: &Settings) -> Result<bool> {
     check_space(bench)?;
-    if guest.os.family != Family::Debian {
-        let name = &guest.os.name;
-        return Err(failure(format!("there is no recipe for {name:?}")));
+    for action in plan(guest, settings, bench)? {
+        carry_out(bench, guest, action)?;
     }
-    if settings.fstab_mode == FstabMode::StabilizeAll {
-        stabilize(bench, guest)?;
+    match guest.kernels.last() {
+        Some(kernel) => has_virtio(bench, kernel),
+        None => Ok(false),
     }
-    let virtio = match settings.regen_initramfs {
-        true => regenerate(bench, guest)?,
-        false => guest
-            .kernels
-            .iter()
-            .all(|kernel| has_virtio(&kernel.drivers)),
-    };
-    if settings.update_grub {
-        update_grub(bench)?;
-    }
-    Ok(virtio)
+}
+
+/// Whether there is a recipe for this system.
+pub fn is_known(guest: &Guest) -> bool {
+    !matches!(guest.os.family, Family::Windows | Family::Other)
 }
 
 fn check_space(bench: &mut Bench<'_, '_>) -> Result<()> {
@@ -40,102 +35,117 @@ fn check_space(bench: &mut Bench<'_, '_>) -> Result<()> {
         let free_bytes = bench.appliance.free_bytes(path)?;
         if free_bytes < FREE_BYTES {
             let free_mib = free_bytes >> 20;
-            return Err(
-                failure(format!("{path} of the guest has only {free_mib} MiB free"))
-                    .with_remedy("free 48 MiB there before the export"),
-            );
+            let context = format!("{path} of the guest has only {free_mib} MiB free");
+            return Err(failure(context).with_remedy("free 48 MiB there before the export"));
         }
     }
     Ok(())
 }
 
-fn edit(
-    bench: &mut Bench<'_, '_>,
-    path: &str,
-    reason: &str,
-    change: impl FnOnce(&str) -> String,
-) -> Result<()> {
-    let Some(before) = bench.read(path)? else {
-        return Ok(());
-    };
-    let after = change(&String::from_utf8_lossy(&before)).into_bytes();
-    bench.put(FileChange {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
-        before: Some(before),
-        after: Some(after),
-    })
-}
-
-fn stabilize(bench: &mut Bench<'_, '_>, guest: &Guest) -> Result<()> {
-    edit(
-        bench,
-        "/etc/fstab",
-        "device names change with the controller",
-        |text| {
-            let mut lines = Vec::new();
-            for line in text.lines() {
-                let named = guest.devices.iter().find_map(|device| {
-                    let rest = line.strip_prefix(device.name.as_str())?;
-                    let uuid = device
-                        .uuid
-                        .as_ref()
-                        .filter(|_| device.name.starts_with("/dev/sd"))?;
-                    rest.starts_with([' ', '\t'])
-                        .then(|| format!("UUID={uuid}{rest}"))
-                });
-                lines.push(named.unwrap_or_else(|| line.to_owned()));
-            }
-            lines.join("\n") + "\n"
-        },
-    )
-}
-
-fn regenerate(bench: &mut Bench<'_, '_>, guest: &Guest) -> Result<bool> {
-    let path = "/etc/initramfs-tools/modules";
-    edit(
-        bench,
-        path,
-        "the initramfs must find virtio disks",
-        |text| {
-            let mut text = text.to_owned();
-            for driver in VIRTIO {
-                if !text.lines().any(|line| line.trim() == driver) {
-                    text.push_str(driver);
-                    text.push('\n');
-                }
-            }
-            text
-        },
-    )?;
-    let mut all = !guest.kernels.is_empty();
-    for kernel in &guest.kernels {
-        let Some(initramfs) = &kernel.initramfs else {
-            continue;
-        };
-        let touches = [
-            initramfs.clone(),
-            format!("/var/lib/initramfs-tools/{}", kernel.version),
-        ];
-        let command = ["update-initramfs", "-u", "-k", &kernel.version];
-        if !has_virtio(&kernel.drivers) {
-            bench.run(&command, &touches, "virtio drivers for disks and network")?;
+fn carry_out(bench: &mut Bench<'_, '_>, guest: &mut Guest, action: Action) -> Result<()> {
+    match action {
+        Action::Write {
+            path,
+            contents,
+            changes,
+        } => {
+            let mut reasons: Vec<String> =
+                changes.into_iter().map(|change| change.reason).collect();
+            reasons.dedup();
+            bench.put(&path, Entry::File(contents), &reasons.join("; "))
         }
-        let found = drivers(bench, kernel)?.unwrap_or_default();
-        all &= has_virtio(&found);
+        Action::Remove { path, reason } => bench.put(&path, Entry::Nothing, &reason),
+        Action::Link {
+            path,
+            target,
+            reason,
+        } => bench.put(&path, Entry::Link(target), &reason),
+        Action::Copy { from, to, reason } => {
+            let bytes = bench.appliance.read(&from)?;
+            bench.put(&to, Entry::File(bytes), &reason)
+        }
+        Action::Run {
+            arguments,
+            touches,
+            reason,
+        } => {
+            if let Err(error) = bench.run(&arguments, &touches, &reason) {
+                bench.skipped.push(error.to_line());
+            }
+            Ok(())
+        }
+        Action::Warn { code, text } => {
+            bench.skipped.push(format!("{code}: {text}"));
+            Ok(())
+        }
+        Action::Rebuild {
+            image,
+            build,
+            list,
+            drivers,
+            touches,
+            reason,
+        } => {
+            let made = Made {
+                image,
+                build,
+                list,
+                drivers,
+                touches,
+                reason,
+            };
+            made.rebuild(bench, guest)
+        }
     }
-    Ok(all)
 }
 
-fn update_grub(bench: &mut Bench<'_, '_>) -> Result<()> {
-    edit(bench, "/etc/default/grub", "root= by UUID", |text| {
-        text.replace(
-            "\nGRUB_DISABLE_LINUX_UUID=true",
-            "\n#GRUB_DISABLE_LINUX_UUID=true",
-        )
-    })?;
-    let touches = ["/boot/grub/grub.cfg".to_owned()];
-    bench
-        .run(&["update-grub"], &touches, "root= by UUID")
-        .map(|_| ())
+/// An initramfs that is made anew.
+struct Made {
+    image: String,
+    build: Vec<String>,
+    list: Vec<String>,
+    drivers: Vec<String>,
+    touches: Vec<String>,
+    reason: String,
+}
+
+impl Made {
+    /// Keeps the old one until the new one is known to hold the drivers.
+    fn rebuild(&self, bench: &mut Bench<'_, '_>, guest: &mut Guest) -> Result<()> {
+        let mut before = Vec::with_capacity(self.touches.len());
+        for path in &self.touches {
+            before.push(bench.entry(path)?);
+        }
+        let built = bench.run(&self.build, &self.touches, &self.reason);
+        let list: Vec<&str> = self.list.iter().map(String::as_str).collect();
+        let listed = built.and_then(|_| bench.appliance.run(&list));
+        let trouble = match listed {
+            Ok(listing) => {
+                let held = of_interest(&listing);
+                let lacks = |driver: &&String| !held.contains(driver);
+                let missing: Vec<&str> = self
+                    .drivers
+                    .iter()
+                    .filter(lacks)
+                    .map(String::as_str)
+                    .collect();
+                if missing.is_empty() {
+                    let of = |kernel: &&mut super::model::Kernel| {
+                        kernel.initramfs.as_ref() == Some(&self.image)
+                    };
+                    if let Some(kernel) = guest.kernels.iter_mut().find(of) {
+                        kernel.drivers = held;
+                    }
+                    return Ok(());
+                }
+                format!("{} was made without {}", self.image, missing.join(", "))
+            }
+            Err(error) => error.to_line(),
+        };
+        for (path, before) in self.touches.iter().zip(before) {
+            bench.put(path, before, "put back")?;
+        }
+        bench.skipped.push(trouble);
+        Ok(())
+    }
 }

@@ -5,12 +5,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::model::{FileChange, Guest};
+use super::model::{Entry, FileChange, Guest};
 use crate::error::{Error, ErrorKind, Result};
 
 pub const REPORT: &str = "change-report.json";
 /// The directory beside the image that holds the originals.
 pub const ARCHIVE: &str = "undo";
+/// Before what a symbolic link says.
+pub const LINK: &str = "link:";
 
 /// `change-report.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -34,17 +36,24 @@ pub struct ChangeReport {
 pub struct Change {
     pub path: String,
     pub reason: String,
-    /// SHA-256 as `sha256:<hex>`; `None`: there was, or there is, no such file.
+    /// SHA-256 as `sha256:<hex>`, or `link:<target>`; `None`: there was, or there is, nothing.
     pub before: Option<String>,
     pub after: Option<String>,
     /// The original, beneath the result's directory.
     pub original: Option<String>,
 }
 
-pub fn hash(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+/// What a report says of an entry.
+pub fn mark(entry: &Entry) -> Option<String> {
+    match entry {
+        Entry::Nothing => None,
+        Entry::Link(target) => Some(format!("{LINK}{target}")),
+        Entry::File(bytes) => {
+            let digest = Sha256::digest(bytes);
+            let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            Some(format!("sha256:{hex}"))
+        }
+    }
 }
 
 /// Writes the originals into `directory`; returns what the report says of each change.
@@ -53,7 +62,7 @@ pub fn archive(directory: &Path, changes: &[FileChange]) -> Result<Vec<Change>> 
     let mut told = Vec::with_capacity(changes.len());
     for change in changes {
         let mut original = None;
-        if let Some(bytes) = &change.before {
+        if let Entry::File(bytes) = &change.before {
             std::fs::create_dir_all(&place).map_err(|e| Error::io("create", &place, e))?;
             let name = format!("{ARCHIVE}/{}", told.len() + 1);
             let path = directory.join(&name);
@@ -63,8 +72,8 @@ pub fn archive(directory: &Path, changes: &[FileChange]) -> Result<Vec<Change>> 
         told.push(Change {
             path: change.path.clone(),
             reason: change.reason.clone(),
-            before: change.before.as_deref().map(hash),
-            after: change.after.as_deref().map(hash),
+            before: mark(&change.before),
+            after: mark(&change.after),
             original,
         });
     }

@@ -6,3 +6,4 @@ mod hardware;
 mod xml;
 
 pub use domain::{Devices, Domain, DomainDisk, DomainSpec, domain_xml};
+pub use hardware::{Hardware, resolve};

@@ -148,6 +148,13 @@ pub fn read_manifest(roots: &Roots, owner: &Path) -> Result<Option<Manifest>> {
     manifest::read(&Window::whole(file, &path)?).map(Some)
 }
 
+/// Opens a raw image that `convert::copy` wrote, to be read again.
+pub(crate) fn open_raw(window: Window) -> Result<SourceDisk> {
+    let name = file_name(window.path());
+    let image = raw::RawImage::open(window)?;
+    Ok(SourceDisk::new(&name, "raw".to_owned(), Box::new(image)))
+}
+
 fn is_manifest(path: &Path) -> bool {
     path.extension()
         .is_some_and(|extension| extension.eq_ignore_ascii_case("json"))

@@ -97,6 +97,11 @@ impl Activity {
         self.pulse.is_stuck(extra)
     }
 
+    /// Whether its guest is repaired or proven: that holds up nobody's copying.
+    pub fn is_in_care(&self) -> bool {
+        matches!(lock(&self.shown).phase, Phase::Repair | Phase::Prove)
+    }
+
     pub fn show(&self) -> ActiveJob {
         let shown = lock(&self.shown);
         ActiveJob {
@@ -183,6 +188,8 @@ pub struct Reporter<'a> {
 struct Pen<'a> {
     job: &'a mut Job,
     saved: Instant,
+    /// When its phase began.
+    entered: Instant,
     /// The disk that is being worked on, from 1, and how many there are.
     disk: (u32, u32),
     /// Done by an earlier attempt.
@@ -200,6 +207,7 @@ impl<'a> Reporter<'a> {
             job,
             // The first advance writes the record, so that pollers see the work begin.
             saved: now.checked_sub(RECORD_INTERVAL).unwrap_or(now),
+            entered: now,
             disk: (0, u32::try_from(disks).unwrap_or(u32::MAX)),
             resumed_bytes: 0,
             window: VecDeque::from([(now, 0)]),
@@ -208,6 +216,25 @@ impl<'a> Reporter<'a> {
             activity,
             pen: Mutex::new(pen),
         }
+    }
+
+    /// Notes how long the phase took so far.
+    pub fn end_phase(&self) {
+        let mut pen = lock(&self.pen);
+        let seconds = pen.entered.elapsed().as_secs_f64();
+        pen.entered = Instant::now();
+        let ended = pen.job.record.phase;
+        super::turn::note_seconds(pen.job, ended, seconds);
+    }
+
+    /// Ends the phase and enters a further one.
+    pub fn enter(&self, phase: Phase, patience: Duration) {
+        self.end_phase();
+        let mut pen = lock(&self.pen);
+        pen.job.record.phase = phase;
+        let vm_name = pen.job.memory.vm_name.to_string();
+        self.activity.enter(&vm_name, phase, patience);
+        let _ = pen.job.save_record(false);
     }
 
     /// The next disk is begun, counted from 1.

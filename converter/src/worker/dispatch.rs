@@ -19,6 +19,7 @@ use super::activity::{Activity, Command, lock};
 use super::backlog::Backlog;
 use super::board::Board;
 use super::turn::{Outcome, Settings};
+use crate::convert::examine::Care;
 use crate::error::Result;
 
 /// What the dispatcher is told.
@@ -307,5 +308,6 @@ fn settings(instance: &Instance, host: &str) -> Settings {
         source_roots,
         output: instance.directories.output.clone(),
         host: host.to_owned(),
+        care: Care::of(&instance.config.guest, &instance.directories.work),
     }
 }

@@ -12,6 +12,7 @@ use super::dispatch::{Dispatcher, Message};
 use super::log;
 use super::turn::{self, Outcome};
 use crate::error::{Error, ErrorKind, Result};
+use crate::guest::berths::Berth;
 
 /// Whose positions are told: a long queue's end moves too slowly for anyone to watch.
 const POSITIONS: usize = 32;
@@ -22,7 +23,11 @@ const POSITIONS_INTERVAL: Duration = Duration::from_secs(2);
 impl Dispatcher {
     pub(super) fn has_slot(&self) -> bool {
         let slots = usize::try_from(self.instance.config.max_concurrent_jobs).unwrap_or(1);
-        self.active.len() < slots
+        // Guests in care need no slot; but what is copied for them waits for an appliance.
+        let in_care = self.active.values().filter(|job| job.is_in_care()).count();
+        let ahead = slots.saturating_add(Berth::count().saturating_mul(2));
+        self.active.len() - in_care < slots
+            && self.active.len() < ahead
             && matches!(self.state, DaemonState::Running | DaemonState::Draining)
     }
 

@@ -12,8 +12,10 @@ use queue::spool::{Begun, Fate, Job, Product};
 use super::activity::{Activity, Command, Reporter};
 use super::log;
 use crate::convert::Resume;
+use crate::convert::care;
+use crate::convert::examine::Care;
 use crate::convert::vm::{self, Converted, Order};
-use crate::convert::wishes::{self, Wishes};
+use crate::convert::wishes::Wishes;
 use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{self, Appliance, Unpacker};
@@ -22,6 +24,8 @@ use crate::source::{self, Appliance, Unpacker};
 const VERIFY_PATIENCE: Duration = Duration::from_secs(600);
 /// One batch of a conversion.
 const CONVERT_PATIENCE: Duration = Duration::from_secs(120);
+/// Committing a repair, or reading a repaired image again, between two signs of life.
+const CARE_PATIENCE: Duration = Duration::from_secs(600);
 /// Making a large result durable on a slow disk is one system call.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -33,6 +37,7 @@ pub struct Settings {
     pub source_roots: Vec<PathBuf>,
     pub output: PathBuf,
     pub host: String,
+    pub care: Care,
 }
 
 /// How a turn ended.
@@ -143,7 +148,6 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
     job.record.phase = Phase::Verify;
     job.record.log.clear();
     job.save_record(false)?;
-    wishes::check_required(&settings.config)?;
     let owner = job.owner_path();
     let roots = Roots::open(&job.source_dir(), &settings.source_roots)?;
     let mut wished = Wishes::of_config(&settings.config);
@@ -163,7 +167,6 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
     job.record.notes.extend(appliance.notes.iter().cloned());
     note_time(job, Phase::Verify, started);
 
-    let started = Instant::now();
     job.record.phase = Phase::Convert;
     let name = job.memory.vm_name.clone();
     activity.enter(name.as_str(), Phase::Convert, CONVERT_PATIENCE);
@@ -171,7 +174,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
     let resume = Resume {
         directory: job.journal_dir(),
         every_bytes: settings.config.checkpoint_mib.saturating_mul(1 << 20),
-        has_more: appliance.disks.len() > 1,
+        has_more: appliance.disks.len() > 1 || settings.care.is_wanted(),
         sync: &|path| sync(path, activity),
     };
     if resume.every_bytes == 0 {
@@ -198,10 +201,13 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
             disk.name, disk.format
         ));
     })?;
+    care_for(&appliance, &order, settings, &mut converted, &reporter)?;
     drop(reporter);
     converted.metadata.attempts = attempts;
     converted.metadata.notes.extend(wished.notes);
-    note_time(job, Phase::Convert, started);
+    for (step, seconds) in &converted.metadata.guest.timings {
+        job.record.timings.insert(format!("guest_{step}"), *seconds);
+    }
     Ok(Work::Done(Box::new(converted)))
 }
 
@@ -243,8 +249,57 @@ fn take_name(job: &mut Job, appliance: &Appliance) -> Result<Begun> {
     job.rename_vm(name)
 }
 
+/// Repairs and proves the guest, and says so.
+fn care_for(
+    appliance: &Appliance,
+    order: &Order<'_>,
+    settings: &Settings,
+    converted: &mut Converted,
+    reporter: &Reporter<'_>,
+) -> Result<()> {
+    let mut on_phase = |phase| {
+        reporter.enter(phase, CARE_PATIENCE);
+        reporter.tell(match phase {
+            Phase::Prove => "booting the result",
+            _ => "repairing the guest",
+        });
+    };
+    care::care(
+        appliance,
+        order,
+        &settings.care,
+        converted,
+        reporter,
+        &mut on_phase,
+    )?;
+    tell_care(reporter, converted);
+    reporter.end_phase();
+    Ok(())
+}
+
+/// What became of the guest, in the job's log.
+fn tell_care(reporter: &Reporter<'_>, converted: &Converted) {
+    let guest = &converted.metadata.guest;
+    let name = guest.os.as_ref().map_or("the guest", |os| os.name.as_str());
+    match &guest.reason {
+        _ if guest.repaired => reporter.tell(&format!("{name} is repaired")),
+        Some(reason) => reporter.tell(&format!("{name} stays as it is: {reason}")),
+        None => {}
+    }
+    if let Some(proof) = &guest.boot {
+        reporter.tell(&format!(
+            "boot check: {:?}: {}",
+            proof.verdict, proof.evidence
+        ));
+    }
+}
+
 fn note_time(job: &mut Job, phase: Phase, started: Instant) {
-    let seconds = (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+    note_seconds(job, phase, started.elapsed().as_secs_f64());
+}
+
+pub(super) fn note_seconds(job: &mut Job, phase: Phase, seconds: f64) {
+    let seconds = (seconds * 1000.0).round() / 1000.0;
     job.record
         .timings
         .insert(phase.as_str().to_owned(), seconds);

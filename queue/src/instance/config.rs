@@ -161,6 +161,8 @@ pub struct Guest {
     pub win_virtio: Option<PathBuf>,
     pub boot_check: BootCheck,
     pub accel: Accel,
+    /// Seconds that one guest's repair may take, the appliance's launch apart.
+    pub repair_timeout: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -235,6 +237,7 @@ impl Default for Guest {
             win_virtio: None,
             boot_check: BootCheck::Off,
             accel: Accel::Auto,
+            repair_timeout: 1800,
         }
     }
 }
@@ -313,6 +316,9 @@ impl Config {
         }
         if self.settle_seconds.is_some_and(|seconds| seconds > 3600) {
             return refuse("settle_seconds", "is more than 3600");
+        }
+        if !(1..=86_400).contains(&self.guest.repair_timeout) {
+            return refuse("repair_timeout", "is not between 1 and 86400");
         }
         if self.max_attempts == 0 {
             return refuse("max_attempts", "is 0");

@@ -52,6 +52,8 @@ pub enum Phase {
     Verify,
     Convert,
     Repair,
+    /// The boot check.
+    Prove,
     Publish,
 }
 
@@ -62,6 +64,7 @@ impl Phase {
             Self::Verify => "verify",
             Self::Convert => "convert",
             Self::Repair => "repair",
+            Self::Prove => "prove",
             Self::Publish => "publish",
         }
     }

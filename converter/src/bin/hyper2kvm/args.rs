@@ -2,7 +2,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use queue::instance::config::{Compress, OutFormat};
+use queue::instance::config::{Accel, Compress, OutFormat};
 
 /// Converts virtual machines from VMware to qcow2 disks that run under KVM
 #[derive(Debug, Parser)]
@@ -24,10 +24,15 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Show what a disk, an appliance or a manifest holds
     Inspect(InspectArgs),
+    /// Put the files of a repaired guest back as they were before its repair
+    Undo(UndoArgs),
     /// Read an image again and compare its content digest
     Verify(VerifyArgs),
     /// Check a configuration file and show the directories it leads to
     CheckConfig(CheckConfigArgs),
+    /// Serve one appliance session on standard input and output: only this program calls it
+    #[command(hide = true)]
+    Appliance,
 }
 
 #[derive(Debug, Clone, Default, Args)]
@@ -98,6 +103,12 @@ pub struct ConvertArgs {
     /// Do not repair the guest
     #[arg(long)]
     pub no_fix: bool,
+    /// Boot the result once and keep boot.log and boot.png
+    #[arg(long)]
+    pub boot_check: bool,
+    /// How the appliance and the boot check run: KVM if it works, or emulation
+    #[arg(long, value_enum, default_value_t = Acceleration::Auto)]
+    pub accel: Acceleration,
     /// A further directory beneath which files named by a source may lie
     #[arg(long = "source-root", value_name = "DIR")]
     pub source_roots: Vec<PathBuf>,
@@ -111,12 +122,37 @@ pub struct InspectArgs {
     /// A disk or an OVA (also as .gz, .xz or .zst), an OVF, a manifest (*.json) or a job directory
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
+    /// How the appliance runs: KVM if it works, or emulation
+    #[arg(long, value_enum, default_value_t = Acceleration::Auto)]
+    pub accel: Acceleration,
+    /// Look at the guest as well: its system, kernels, disks and boot loader, in an appliance
+    #[arg(long)]
+    pub guest: bool,
+    /// With --guest: a file with the key of an encrypted disk
+    #[arg(long = "key-file", value_name = "FILE", requires = "guest")]
+    pub key_files: Vec<PathBuf>,
     /// A further directory beneath which files named by the source may lie
     #[arg(long = "source-root", value_name = "DIR")]
     pub source_roots: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct UndoArgs {
+    /// A result's directory, or its first image
+    #[arg(value_name = "RESULT")]
+    pub result: PathBuf,
+    /// Put back files that were changed after the repair, too
+    #[arg(long)]
+    pub force: bool,
+    /// How the appliance runs: KVM if it works, or emulation
+    #[arg(long, value_enum, default_value_t = Acceleration::Auto)]
+    pub accel: Acceleration,
+    /// A file with the key of an encrypted disk
+    #[arg(long = "key-file", value_name = "FILE")]
+    pub key_files: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -181,6 +217,23 @@ impl From<Compression> for Compress {
             Compression::None => Self::None,
             Compression::Zlib => Self::Zlib,
             Compression::Zstd => Self::Zstd,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Acceleration {
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+impl From<Acceleration> for Accel {
+    fn from(acceleration: Acceleration) -> Self {
+        match acceleration {
+            Acceleration::Auto => Self::Auto,
+            Acceleration::Kvm => Self::Kvm,
+            Acceleration::Tcg => Self::Tcg,
         }
     }
 }

@@ -33,7 +33,6 @@ fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
             (format!("{}{absent}", path.display()), Instance::load(name)?)
         }
     };
-    wishes::check_required(&instance.config)?;
     let directories = &instance.directories;
     directories.check()?;
     let mut lines = vec![

@@ -2,13 +2,15 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use converter::convert::care;
+use converter::convert::examine::{self, Care};
 use converter::convert::vm::{self, Converted, Order};
 use converter::convert::wishes::Wishes;
 use converter::error::{Error, ErrorKind, Result};
 use converter::source::{self, Appliance, Unpacker};
 use queue::instance::Config;
-use queue::instance::config::{Digest, Libvirt};
-use queue::job::{DiskRecord, VmName};
+use queue::instance::config::{BootCheck, Digest, GuestFix, Libvirt};
+use queue::job::{DiskRecord, Phase, VmName};
 use queue::roots::Roots;
 use serde::Serialize;
 
@@ -153,7 +155,18 @@ fn convert(
     let mut converted = vm::vm(&appliance, &order, &progress, &mut |number, disk| {
         progress.say(format!("{} ({number}/{count})", disk.name));
     })?;
+    let mut on_phase = |phase: Phase| progress.say(format!("{name}: {}", phase.as_str()));
+    let caring = caring(args);
+    care::care(
+        &appliance,
+        &order,
+        &caring,
+        &mut converted,
+        &progress,
+        &mut on_phase,
+    )?;
     drop(progress);
+    note_guest(&mut converted);
     converted
         .metadata
         .notes
@@ -169,6 +182,29 @@ fn convert(
         disks: converted.disks,
         notes: converted.metadata.notes,
     })
+}
+
+/// Says why a guest was left as it is, unless that was asked for.
+fn note_guest(converted: &mut Converted) {
+    let guest = &converted.metadata.guest;
+    let is_asked = guest.code.as_deref() == Some("off");
+    if let Some(reason) = guest.reason.as_ref().filter(|_| !is_asked) {
+        let note = format!("the guest stays as it is: {reason}");
+        converted.metadata.notes.push(note);
+    }
+}
+
+/// Without a daemon there is no work directory: the user's cache is.
+fn caring(args: &ConvertArgs) -> Care {
+    let mut settings = Config::default().guest;
+    settings.accel = args.accel.into();
+    if args.no_fix {
+        settings.fix = GuestFix::Off;
+    }
+    if args.boot_check {
+        settings.boot_check = BootCheck::Try;
+    }
+    Care::of(&settings, &examine::cache_dir())
 }
 
 /// What the manifest asks for, if the source is one, and over it what the command line says.

@@ -8,6 +8,7 @@ mod journal;
 mod output;
 mod progress;
 mod publish;
+mod undo;
 mod verify;
 
 use std::process::ExitCode;
@@ -23,5 +24,10 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
+        Command::Undo(args) => undo::run(&args),
+        Command::Appliance => match converter::guest::appliance::serve() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(output::FAILED),
+        },
     }
 }

@@ -5,7 +5,7 @@ use std::ptr;
 
 use nix::libc;
 
-use super::wire::{Drive, Launch, MAX_FILE_BYTES};
+use super::wire::{Drive, Launch};
 
 /// The reason of a failed call, as the library told it.
 pub(super) type Outcome<T> = Result<T, String>;
@@ -72,7 +72,7 @@ pub(super) const CALLS: [(&str, usize, Shape); 40] = [
 ];
 
 /// `guestfs_h`.
-type Handle = *mut c_void;
+pub(super) type Handle = *mut c_void;
 
 /// The numbers of the optional arguments (guestfs.h); -1 ends their list.
 const ADD_DRIVE_READONLY: c_int = 0;
@@ -81,13 +81,9 @@ const ADD_DRIVE_CACHEMODE: c_int = 9;
 const ADD_DRIVE_DISCARD: c_int = 10;
 const END: c_int = -1;
 
-/// `struct guestfs_statns` and `struct guestfs_statvfs` are so many 64-bit numbers.
-const STATNS_FIELDS: usize = 22;
-const STATVFS_FIELDS: usize = 11;
-
 pub(super) struct Library {
     object: *mut c_void,
-    handle: Handle,
+    pub(super) handle: Handle,
 }
 
 /// Calls the function `$name` of the library with the signature that follows it.
@@ -103,6 +99,8 @@ macro_rules! call {
         }
     }};
 }
+
+pub(super) use call;
 
 impl Library {
     /// Opens the library and a handle of it.
@@ -137,7 +135,7 @@ impl Library {
         Ok(library)
     }
 
-    fn symbol(&self, name: &str) -> Outcome<*mut c_void> {
+    pub(super) fn symbol(&self, name: &str) -> Outcome<*mut c_void> {
         let name = text(&format!("guestfs_{name}"))?;
         // SAFETY: the object was opened and is never closed; the name ends with a zero.
         let symbol = unsafe { libc::dlsym(self.object, name.as_ptr()) };
@@ -147,7 +145,7 @@ impl Library {
         Ok(symbol)
     }
 
-    fn last_error(&self) -> Outcome<String> {
+    pub(super) fn last_error(&self) -> Outcome<String> {
         let message = call!(self, "last_error", fn() -> *const c_char,);
         if message.is_null() {
             return Ok("it does not say why".to_owned());
@@ -158,7 +156,7 @@ impl Library {
             .into_owned())
     }
 
-    fn done(&self, result: c_int) -> Outcome<()> {
+    pub(super) fn done(&self, result: c_int) -> Outcome<()> {
         if result == -1 {
             return Err(self.last_error()?);
         }
@@ -299,101 +297,6 @@ impl Library {
         type List = *const *const c_char;
         let result = call!(self, "command", fn(List) -> *mut c_char, list.as_ptr());
         self.take_text(result)
-    }
-
-    pub fn read(&self, path: &CString) -> Outcome<Vec<u8>> {
-        let [_, _, _, _, _, _, _, size, ..] = self.stat(path)?;
-        if !(0..=i64::from(MAX_FILE_BYTES)).contains(&size) {
-            return Err(format!(
-                "{} of {size} bytes is too large",
-                path.to_string_lossy()
-            ));
-        }
-        let mut size = 0usize;
-        type Size = *mut usize;
-        let (path, size_at): (_, Size) = (path.as_ptr(), &raw mut size);
-        let result = call!(
-            self,
-            "read_file",
-            fn(*const c_char, Size) -> *mut c_char,
-            path,
-            size_at
-        );
-        if result.is_null() {
-            return Err(self.last_error()?);
-        }
-        // SAFETY: `size` bytes that the library allocated for the caller to free.
-        Ok(unsafe {
-            let bytes = std::slice::from_raw_parts(result.cast::<u8>(), size).to_vec();
-            libc::free(result.cast());
-            bytes
-        })
-    }
-
-    pub fn write(&self, path: &CString, bytes: &[u8]) -> Outcome<()> {
-        let (path, content) = (path.as_ptr(), bytes.as_ptr().cast::<c_char>());
-        type S = *const c_char;
-        self.done(call!(
-            self,
-            "write",
-            fn(S, S, usize) -> c_int,
-            path,
-            content,
-            bytes.len()
-        ))
-    }
-
-    pub fn chmod(&self, mode: c_int, path: &CString) -> Outcome<()> {
-        let path = path.as_ptr();
-        self.done(call!(
-            self,
-            "chmod",
-            fn(c_int, *const c_char) -> c_int,
-            mode,
-            path
-        ))
-    }
-
-    pub fn chown(&self, owner: c_int, group: c_int, path: &CString) -> Outcome<()> {
-        type S = *const c_char;
-        let path = path.as_ptr();
-        self.done(call!(
-            self,
-            "chown",
-            fn(c_int, c_int, S) -> c_int,
-            owner,
-            group,
-            path
-        ))
-    }
-
-    /// The fields of `struct guestfs_statns`, in its order; links are followed.
-    pub fn stat(&self, path: &CString) -> Outcome<[i64; STATNS_FIELDS]> {
-        let found = call!(self, "statns", fn(*const c_char) -> *mut i64, path.as_ptr());
-        self.take_numbers(found)
-    }
-
-    /// The fields of `struct guestfs_statvfs`, in its order.
-    pub fn statvfs(&self, path: &CString) -> Outcome<[i64; STATVFS_FIELDS]> {
-        let found = call!(
-            self,
-            "statvfs",
-            fn(*const c_char) -> *mut i64,
-            path.as_ptr()
-        );
-        self.take_numbers(found)
-    }
-
-    fn take_numbers<const N: usize>(&self, found: *mut i64) -> Outcome<[i64; N]> {
-        if found.is_null() {
-            return Err(self.last_error()?);
-        }
-        // SAFETY: a struct of N 64-bit numbers that the library allocated; it has no pointers.
-        Ok(unsafe {
-            let numbers = *found.cast::<[i64; N]>();
-            libc::free(found.cast());
-            numbers
-        })
     }
 
     pub fn open_luks(&self, device: &CString, key: &CString, name: &CString) -> Outcome<()> {

@@ -2,6 +2,8 @@
 //! that has a time limit and can be killed; hostile file systems never meet the host's kernel.
 //!
 //! One launch per guest. Every failure, whatever its cause, is of the kind `guest`.
+mod calls;
+mod files;
 mod library;
 mod process;
 mod wire;
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+pub use calls::Stat;
 pub use process::serve;
 pub use wire::Drive;
 use wire::{Launch, Reply, Request, receive, send};
@@ -30,7 +33,7 @@ const MEMORY_MIB: i32 = 1280;
 /// How often a waiting session gives a sign of life and looks whether it shall end.
 const TICK: Duration = Duration::from_millis(500);
 /// How much of what the appliance printed an error tells.
-const TOLD_BYTES: usize = 300;
+const TOLD_CHARS: usize = 300;
 
 /// Where sessions keep what they need, and how long they may take.
 #[derive(Debug, Clone)]
@@ -195,7 +198,7 @@ impl<'a> Appliance<'a> {
             .filter(|line| !line.trim().is_empty())
             .collect();
         if let Some(last) = said.last() {
-            let end = queue::durable::beginning(last, TOLD_BYTES);
+            let end: String = last.chars().take(TOLD_CHARS).collect();
             text.push_str(&format!("; it last said: {end}"));
         }
         guest(text)
@@ -233,132 +236,6 @@ impl Drop for Appliance<'_> {
         // A log that cannot be removed lies in the work directory and harms nobody.
         let _ = std::fs::remove_file(&self.log);
     }
-}
-
-/// The calls, each as its type.
-impl Appliance<'_> {
-    fn send_call(&mut self, name: &str, arguments: &[&str]) -> Result<Reply> {
-        let arguments = arguments
-            .iter()
-            .map(|&argument| argument.to_owned())
-            .collect();
-        Ok(self.ask(&Request::Call(name.to_owned(), arguments), &[])?.0)
-    }
-
-    pub fn call(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
-        match self.send_call(name, arguments)? {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(name, &other)),
-        }
-    }
-
-    pub fn flag(&mut self, name: &str, arguments: &[&str]) -> Result<bool> {
-        match self.send_call(name, arguments)? {
-            Reply::Flag(flag) => Ok(flag),
-            other => Err(unexpected(name, &other)),
-        }
-    }
-
-    pub fn text(&mut self, name: &str, arguments: &[&str]) -> Result<String> {
-        match self.send_call(name, arguments)? {
-            Reply::Text(text) => Ok(text),
-            other => Err(unexpected(name, &other)),
-        }
-    }
-
-    pub fn list(&mut self, name: &str, arguments: &[&str]) -> Result<Vec<String>> {
-        match self.send_call(name, arguments)? {
-            Reply::List(items) => Ok(items),
-            other => Err(unexpected(name, &other)),
-        }
-    }
-
-    /// A list that alternates between keys and values.
-    pub fn pairs(&mut self, name: &str, arguments: &[&str]) -> Result<Vec<(String, String)>> {
-        let mut items = self.list(name, arguments)?.into_iter();
-        let mut pairs = Vec::new();
-        while let (Some(key), Some(value)) = (items.next(), items.next()) {
-            pairs.push((key, value));
-        }
-        Ok(pairs)
-    }
-
-    pub fn size_bytes(&mut self, device: &str) -> Result<u64> {
-        match self.send_call("blockdev_getsize64", &[device])? {
-            Reply::Numbers(numbers) => Ok(non_negative(&numbers, 0)),
-            other => Err(unexpected("blockdev_getsize64", &other)),
-        }
-    }
-
-    pub fn read(&mut self, path: &str) -> Result<Vec<u8>> {
-        Ok(self.ask(&Request::Read(path.to_owned()), &[])?.1)
-    }
-
-    pub fn write(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
-        self.ask(&Request::Write(path.to_owned()), bytes)
-            .map(|_| ())
-    }
-
-    /// Runs a program of the guest; what it printed.
-    pub fn run(&mut self, arguments: &[&str]) -> Result<String> {
-        let arguments = arguments
-            .iter()
-            .map(|&argument| argument.to_owned())
-            .collect();
-        match self.ask(&Request::Run(arguments), &[])?.0 {
-            Reply::Text(text) => Ok(text),
-            other => Err(unexpected("command", &other)),
-        }
-    }
-
-    pub fn stat(&mut self, path: &str) -> Result<Stat> {
-        match self.ask(&Request::Stat(path.to_owned()), &[])?.0 {
-            Reply::Numbers(numbers) => Ok(Stat {
-                mode: i32::try_from(non_negative(&numbers, 0) & 0o7777).unwrap_or(0o600),
-                owner: i32::try_from(non_negative(&numbers, 1)).unwrap_or(0),
-                group: i32::try_from(non_negative(&numbers, 2)).unwrap_or(0),
-                size_bytes: non_negative(&numbers, 3),
-            }),
-            other => Err(unexpected("stat", &other)),
-        }
-    }
-
-    pub fn set_owner(&mut self, path: &str, stat: Stat) -> Result<()> {
-        let path = path.to_owned();
-        self.ask(&Request::Chown(stat.owner, stat.group, path.clone()), &[])?;
-        self.ask(&Request::Chmod(stat.mode, path), &[])?;
-        Ok(())
-    }
-
-    pub fn free_bytes(&mut self, path: &str) -> Result<u64> {
-        match self.ask(&Request::Space(path.to_owned()), &[])?.0 {
-            Reply::Numbers(numbers) => Ok(non_negative(&numbers, 0)),
-            other => Err(unexpected("statvfs", &other)),
-        }
-    }
-
-    pub fn open_luks(&mut self, device: &str, name: &str, key: &[u8]) -> Result<()> {
-        let request = Request::OpenLuks(device.to_owned(), name.to_owned());
-        self.ask(&request, key).map(|_| ())
-    }
-}
-
-/// What is kept of a file whose contents change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stat {
-    pub mode: i32,
-    pub owner: i32,
-    pub group: i32,
-    pub size_bytes: u64,
-}
-
-fn non_negative(numbers: &[i64], index: usize) -> u64 {
-    let number = numbers.get(index).copied().unwrap_or_default();
-    u64::try_from(number).unwrap_or_default()
-}
-
-fn unexpected(name: &str, reply: &Reply) -> Error {
-    guest(format!("{name} answered {reply:?}"))
 }
 
 pub(super) fn guest(context: impl Into<String>) -> Error {

@@ -1,5 +1,5 @@
-//! The appliance process: this program started again, with libguestfs in it, doing what comes through
-//! its standard input. Whatever the library or a hostile disk makes of it, it can be killed.
+//! The appliance process: this program started again, with libguestfs in it, doing what comes
+//! through its standard input. Whatever the library or a hostile disk makes of it, it can be killed.
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -1,19 +1,23 @@
 //! `hyper2kvm inspect`: what a source holds, from its headers and maps; no disk content is read
-//! unless it has to be unpacked for that.
+//! unless it has to be unpacked for that, or the guest is asked for.
 mod text;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use converter::convert::examine::{self, Care, Examined};
+use converter::convert::vm;
 use converter::disk::{Extent, Layer, Stored, Unobserved};
-use converter::error::Result;
-use converter::source::{self, PackageFacts, SourceDisk, Unpacker};
+use converter::error::{Error, Result};
+use converter::source::{self, Appliance, PackageFacts, SourceDisk, Unpacker};
+use queue::instance::Config;
 use queue::job::Machine;
 use serde::Serialize;
 
 use crate::args::InspectArgs;
 use crate::convert::locate;
 use crate::output;
+use crate::progress::{Interrupt, Progress};
 
 /// For files larger than memory (file-hierarchy(7)).
 const TEMPORARY: &str = "/var/tmp";
@@ -26,6 +30,9 @@ struct Inspection {
     package: Option<PackageFacts>,
     disks: Vec<Disk>,
     notes: Vec<String>,
+    /// With --guest: the system on the disks, or why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest: Option<Examined>,
 }
 
 #[derive(Serialize)]
@@ -92,13 +99,33 @@ fn inspect(args: &InspectArgs) -> Result<Inspection> {
         observer: &Unobserved,
     };
     let appliance = source::open(&roots, &owner, false, &unpacker)?;
+    let guest = args
+        .guest
+        .then(|| look_inside(args, &appliance))
+        .transpose()?;
     Ok(Inspection {
+        guest,
         source: owner,
         machine: appliance.machine,
         package: appliance.package,
         disks: appliance.disks.iter().map(look).collect::<Result<_>>()?,
         notes: appliance.notes,
     })
+}
+
+fn look_inside(args: &InspectArgs, appliance: &Appliance) -> Result<Examined> {
+    let mut settings = Config::default().guest;
+    settings.accel = args.accel.into();
+    let mut caring = Care::of(&settings, &examine::cache_dir());
+    caring.keys.extend(read_keys(&args.key_files)?);
+    let interrupt = Interrupt::listen()?;
+    let progress = Progress::new(vm::work_bytes(appliance), args.json, &interrupt);
+    examine::examine(appliance, &caring, &progress)
+}
+
+pub fn read_keys(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|e| Error::io("read", path, e));
+    paths.iter().map(read).collect()
 }
 
 fn look(disk: &SourceDisk) -> Result<Disk> {

@@ -1,5 +1,6 @@
 //! What `inspect` found, as lines for people. Texts come from files: nothing of them may steer the
 //! terminal, and no list fills it.
+use converter::convert::examine::Examined;
 use indicatif::BinaryBytes;
 use serde_json::Value;
 
@@ -15,10 +16,47 @@ pub(super) fn show(inspection: &Inspection) {
     for (number, disk) in (1..).zip(&inspection.disks) {
         show_disk(number, disk);
     }
+    if let Some(examined) = &inspection.guest {
+        show_guest(examined);
+    }
     let notes = inspection.notes.iter().chain(&inspection.machine.notes);
     for note in notes {
         field("note", Some(note));
     }
+}
+
+fn show_guest(examined: &Examined) {
+    let Some(guest) = &examined.guest else {
+        return field("system", examined.reason.as_deref());
+    };
+    field("system", Some(&guest.os.name));
+    field("hostname", guest.os.hostname.as_deref());
+    field("root", Some(&guest.root));
+    for root in guest.other_roots.iter().take(MOST_LINES) {
+        field("other root", Some(root));
+    }
+    let boots = format!("{:?}, {:?}", guest.firmware, guest.boot_loader).to_lowercase();
+    field("boots by", Some(&boots));
+    for device in guest.devices.iter().take(MOST_LINES) {
+        let at = device.mountpoint.as_ref().map(|path| format!(" on {path}"));
+        let (uuid, at) = (
+            device.uuid.as_deref().unwrap_or_default(),
+            at.unwrap_or_default(),
+        );
+        let line = format!("{} {} {uuid}{at}", device.name, device.fs_type);
+        field("device", Some(&line));
+    }
+    for kernel in guest.kernels.iter().take(MOST_LINES) {
+        let line = format!("{}: {}", kernel.version, kernel.drivers.join(" "));
+        field("kernel", Some(&line));
+    }
+    for agent in guest.agents.iter().take(MOST_LINES) {
+        field("agent", Some(agent));
+    }
+    field(
+        "selinux",
+        Some(&format!("{:?}", guest.selinux).to_lowercase()),
+    );
 }
 
 fn field(name: &str, value: Option<&str>) {
