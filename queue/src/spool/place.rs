@@ -12,6 +12,9 @@ use crate::job::{JobId, VmName};
 
 /// The file in every result that says whose it is.
 pub const METADATA: &str = "metadata.json";
+/// How libvirt is to run it, and what the repair of its guest changed.
+const DOMAIN: &str = "domain.xml";
+const CHANGES: &str = "change-report.json";
 /// Ends the names of the reports in `.errors/`.
 pub(super) const REPORT_SUFFIX: &str = ".error.json";
 const MAX_METADATA_BYTES: u64 = 16 * 1024 * 1024;
@@ -116,7 +119,7 @@ impl Spool {
 
 /// Whether a result's metadata, or the pattern of its names, say that a file is part of it.
 pub(super) fn is_result_file(vm_name: &VmName, name: &str, told: &[String]) -> bool {
-    if matches!(name, METADATA | "domain.xml") || told.iter().any(|file| file == name) {
+    if matches!(name, METADATA | DOMAIN | CHANGES) || told.iter().any(|file| file == name) {
         return true;
     }
     let own = name.strip_prefix(vm_name.as_str());

@@ -422,3 +422,15 @@ fn a_request_that_another_converter_served_is_not_refused() {
     site.must_convert(site.hold(id));
     assert!(site.spool.retry(id).is_err(), "it has not failed");
 }
+
+/// All that the converter puts beside the disks goes with them.
+#[test]
+fn a_repaired_result_is_replaced_like_any_other() {
+    let site = Site::new();
+    site.must_convert(site.claim("vm.vmdk", "vm", ""));
+    for name in ["domain.xml", "change-report.json", "vm-disk2.qcow2"] {
+        fs::write(site.at("output/vm").join(name), "x").unwrap();
+    }
+    site.must_convert(site.claim("vm.img", "vm", ""));
+    assert!(!site.there("output/vm/change-report.json"));
+}
