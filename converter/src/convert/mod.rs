@@ -5,7 +5,7 @@ mod account;
 mod batch;
 mod blocks;
 mod fill;
-mod journal;
+pub mod journal;
 mod keeper;
 pub mod metadata;
 mod output;

@@ -136,7 +136,7 @@ fn read(bytes: &[u8], is_mended: bool) -> bool {
 #[test]
 fn journal_of_a_conversion() {
     let goldens = [golden(None), golden(Some("a report"))];
-    let hot = goldens.each_ref().map(|bytes| {
+    let hot: [Vec<usize>; 2] = goldens.each_ref().map(|bytes| {
         let frames = segments(bytes).flat_map(|segment| {
             let end = segment.end.min(segment.start + FRAME_BYTES + 64);
             segment.start..end
@@ -146,7 +146,6 @@ fn journal_of_a_conversion() {
         let magic = 0..MAGIC_BYTES;
         magic.chain(frames.repeat(2)).chain(everything).collect()
     });
-    let hot: [Vec<usize>; 2] = hot;
     for bytes in &goldens {
         let mut mended = bytes.clone();
         mend(&mut mended);
