@@ -7,7 +7,7 @@ mod blocks;
 pub mod care;
 pub mod examine;
 mod fill;
-mod journal;
+pub mod journal;
 mod keeper;
 pub mod metadata;
 mod output;

@@ -3,8 +3,6 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::disk::Unobserved;
 use crate::error::{Error, ErrorKind};
@@ -344,34 +342,5 @@ fn archives_that_do_not_add_up_are_refused() {
     for length in (512..whole.len() - 1024).step_by(97) {
         place.write("vm.ova", &whole[..length]);
         assert!(place.open("vm.ova").is_err(), "{length}");
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    #[test]
-    fn mutated_archives_do_no_harm(
-        changes in prop::collection::vec((0usize..4096, any::<u8>()), 1..6),
-        mend: bool,
-    ) {
-        let mut bytes = archive(&[
-            member("x", b'x', "00000000016", b"14 path=d.img\n"),
-            regular("d.img", &[3; 512]),
-            regular("vm.ovf", OVF.as_bytes()),
-        ]);
-        for (at, value) in changes {
-            let at = at % bytes.len();
-            bytes[at] = value;
-        }
-        if mend {
-            // With its checksum right again, a header's other fields are looked at.
-            bytes[148..156].fill(b' ');
-            let sum: u64 = bytes[..512].iter().map(|byte| u64::from(*byte)).sum();
-            bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        }
-        let place = Place::new();
-        place.write("vm.ova", bytes);
-        let _ = place.open("vm.ova");
     }
 }

@@ -3,7 +3,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use queue::roots::Roots;
 use tempfile::TempDir;
@@ -32,14 +32,19 @@ pub struct Image {
     hot: Vec<Range<usize>>,
     hot_bytes: usize,
     written: Vec<Range<usize>>,
+    /// Of the golden bytes, what is not zeros.
+    data: Vec<Range<usize>>,
+    /// What was cut off begins here.
+    cut_at: usize,
 }
 
-/// A directory in memory if the machine has one: a million cases write a million times.
+/// What is told apart as data or zeros.
+const CHUNK_BYTES: usize = 4096;
+/// No file grows by more.
+const MOST_GROWTH_BYTES: usize = 1 << 20;
+
 pub fn place() -> TempDir {
-    match Path::new("/dev/shm") {
-        memory if memory.is_dir() => tempfile::tempdir_in(memory).unwrap(),
-        _ => tempfile::tempdir().unwrap(),
-    }
+    tempfile::tempdir_in(judge::memory()).unwrap()
 }
 
 impl Form {
@@ -55,12 +60,20 @@ impl Form {
         let mut hot = hot(&golden);
         hot.retain(|range| range.end <= golden.len() && !range.is_empty());
         let file = File::options().read(true).write(true).open(&path).unwrap();
+        let chunk = |start: usize| start..golden.len().min(start + CHUNK_BYTES);
+        let chunks = (0..golden.len()).step_by(CHUNK_BYTES).map(chunk);
+        let data = chunks.filter(|chunk| golden[chunk.clone()].iter().any(|byte| *byte != 0));
+        // Else growing would copy all of it.
+        let mut bytes = Vec::with_capacity(golden.len() + MOST_GROWTH_BYTES);
+        bytes.extend(&golden);
         let form = Self {
             roots: Roots::open(top.path(), &[]).unwrap(),
             owner: top.path().join(owner),
             image: RefCell::new(Image {
                 file,
-                bytes: golden.clone(),
+                data: data.collect(),
+                cut_at: golden.len(),
+                bytes,
                 golden,
                 hot_bytes: hot.iter().map(Range::len).sum(),
                 hot,
@@ -114,23 +127,31 @@ pub fn fuzz(target: &str, forms: &[Form]) {
 
 impl Image {
     fn restore(&mut self) {
-        self.bytes.resize(self.golden.len(), 0);
-        if self.file.metadata().unwrap().len() != self.golden.len() as u64 {
-            // What was cut off is gone from the file.
-            let end = self.golden.len();
-            self.written.push(0..end);
+        let end = self.golden.len();
+        if self.cut_at < end {
+            // Zeros come back by themselves.
+            self.bytes.truncate(self.cut_at);
+            self.file.set_len(self.cut_at as u64).unwrap();
+            let lost = self.data.iter().filter(|data| data.end > self.cut_at);
+            self.written.extend(lost.cloned());
+            self.cut_at = end;
         }
+        self.bytes.resize(end, 0);
+        self.file.set_len(end as u64).unwrap();
         for range in self.written.drain(..) {
-            let range = range.start..range.end.min(self.golden.len());
+            let range = range.start.min(end)..range.end.min(end);
             self.bytes[range.clone()].copy_from_slice(&self.golden[range.clone()]);
             self.file
                 .write_all_at(&self.golden[range.clone()], range.start as u64)
                 .unwrap();
         }
-        self.file.set_len(self.golden.len() as u64).unwrap();
     }
 
     fn flush(&mut self) {
+        if self.cut_at < self.golden.len() {
+            // It may have grown again, by zeros.
+            self.file.set_len(self.cut_at as u64).unwrap();
+        }
         for range in &self.written {
             let bytes =
                 &self.bytes[range.start.min(self.bytes.len())..range.end.min(self.bytes.len())];
@@ -176,7 +197,11 @@ impl Damaged for Image {
         }
     }
 
+    /// A file at most doubles.
     fn resize(&mut self, length: usize) {
+        let golden = self.golden.len();
+        let length = length.min(golden + golden.min(MOST_GROWTH_BYTES));
+        self.cut_at = self.cut_at.min(length);
         self.bytes.resize(length, 0);
     }
 }

@@ -3,9 +3,8 @@ use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
-use converter::disk::{Image, Stored};
-use converter::source;
-use hyper2kvm_tests::engine::unpacker;
+use converter::disk::{Image, Stored, Unobserved};
+use converter::source::{self, Unpacker};
 use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
@@ -67,9 +66,23 @@ pub fn fuzz<S: Strategy>(target: &str, strategy: S, read: impl Fn(S::Value) -> b
     }
 }
 
+/// A directory in memory if the machine has one: a million cases write a million times.
+pub fn memory() -> &'static Path {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        memory
+    } else {
+        Path::new("/tmp")
+    }
+}
+
 /// Opens `owner` as a drop and walks the map of each disk, which must be one.
 pub fn read(roots: &Roots, owner: &Path) -> bool {
-    match source::open(roots, owner, true, &unpacker()) {
+    let unpacker = Unpacker {
+        directory: memory(),
+        observer: &Unobserved,
+    };
+    match source::open(roots, owner, true, &unpacker) {
         Ok(appliance) => {
             let disks = &appliance.disks;
             assert!(!disks.is_empty(), "a machine without disks");

@@ -278,15 +278,3 @@ fn bounds_disks_network_cards_and_notes() {
     assert_eq!(ovf.machine.nics.len(), 64);
     assert_eq!((ovf.disks.len(), ovf.notes.len()), (200, 101));
 }
-
-proptest::proptest! {
-    #[test]
-    fn damaged_descriptors_never_panic(at in 0..ESXI.len(), length in 0..200_usize, byte: u8) {
-        let mut bytes = ESXI.as_bytes().to_vec();
-        let end = (at + length).min(bytes.len());
-        bytes[at..end].fill(byte);
-        let _ = parse(&bytes);
-        bytes.truncate(at);
-        let _ = parse(&bytes);
-    }
-}

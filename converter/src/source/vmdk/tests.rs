@@ -1,8 +1,6 @@
 //! Hostile and damaged VMDKs: each is an error with its kind, never a panic or a hang.
 use std::path::{Path, PathBuf};
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::disk::{BLOCK_BYTES, HostOffset};
 use crate::error::ErrorKind;
@@ -347,43 +345,4 @@ fn a_part_of_a_split_disk_asks_for_its_descriptor() {
     let error = sample.read().unwrap_err();
     assert_eq!(error.kind, ErrorKind::Invalid);
     assert!(error.remedy.unwrap().contains("descriptor"));
-}
-
-proptest! {
-    /// Any few bytes may change: an error or a reading, never a panic or a hang.
-    #[test]
-    fn mutations_do_no_harm(
-        compressed: bool,
-        footer: bool,
-        changes in prop::collection::vec((0usize..4096, any::<u8>()), 1..8),
-        cut in 0usize..6000,
-    ) {
-        let sample = Sample::new(1000, compressed);
-        let mut bytes = if footer { with_footer(&sample) } else { sample.bytes };
-        for (at, value) in changes {
-            let at = at % bytes.len();
-            bytes[at] = value;
-        }
-        if cut < 3000 {
-            bytes.truncate(bytes.len().saturating_sub(cut));
-        }
-        let _ = read_all(&bytes);
-    }
-
-    #[test]
-    fn mutated_descriptors_do_no_harm(
-        changes in prop::collection::vec((0usize..200, any::<u8>()), 1..8),
-    ) {
-        let mut bytes = format!(
-            "{}\nversion=1\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\
-             RW 4192256 ZERO\nRW 12 FLAT \"a b-f001.vmdk\" 63\n",
-            descriptor::SIGNATURE
-        )
-        .into_bytes();
-        for (at, value) in changes {
-            let at = at % bytes.len();
-            bytes[at] = value;
-        }
-        let _ = Descriptor::parse(&bytes, Path::new("x.vmdk"));
-    }
 }
