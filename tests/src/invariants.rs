@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use queue::instance::OnConflict;
 use queue::job::{JobId, JobState, Record};
 use queue::spool::Drop;
 use serde_json::Value;
@@ -132,7 +133,7 @@ impl Picture {
                 })?;
                 continue;
             };
-            self.check_whole(&published)?;
+            self.check_whole(scene, &published)?;
         }
         for (link, target) in self.links() {
             ensure(self.tree.contains_key(&target), || {
@@ -200,9 +201,13 @@ impl Picture {
         places.iter().any(|path| area(path) != ".incoming")
     }
 
-    fn check_whole(&self, published: &Published) -> Verdict {
+    fn check_whole(&self, scene: &Scene, published: &Published) -> Verdict {
         let mut disks = 0;
         for (path, text) in self.children(&published.directory) {
+            if scene.keeps.map(Path::new) == Some(path) {
+                // Somebody put it there since.
+                continue;
+            }
             let name = path.file_name().unwrap().to_string_lossy();
             let known = name == "metadata.json" || name == "domain.xml";
             ensure(known || name.ends_with(".qcow2"), || {
@@ -244,7 +249,12 @@ impl Picture {
             // Of two that wait under one name, the first may well be done before the second.
             JobState::Processing | JobState::Queued if scene.drops.len() > 1 => Ok(()),
             JobState::Processing | JobState::Queued => {
+                let rejects = scene.policy.on_conflict == OnConflict::Reject;
                 let stale = self.links().find(|(link, _)| {
+                    // What may not be replaced keeps its link.
+                    if rejects {
+                        return false;
+                    }
                     let stem = link.file_stem().unwrap().to_string_lossy();
                     stem == record.vm_name.as_str() && self.job_of(link) != Some(id)
                 });
@@ -357,7 +367,9 @@ impl Picture {
         let lonely_error = directories().output.join(error.file_name().unwrap());
         let has_error = self.tree.contains_key(&error) || self.tree.contains_key(&lonely_error);
         if is_last {
-            ensure(is_linked == completed && has_error != completed, || {
+            let rejected = !completed && scene.policy.on_conflict == OnConflict::Reject;
+            let is_right = is_linked == (completed || rejected);
+            ensure(is_right && has_error != completed, || {
                 format!(
                     "{name} ended {:?}: link {is_linked}, .error {has_error}",
                     record.state

@@ -177,7 +177,7 @@ fn an_earlier_result_stays_when_the_new_job_fails() {
         vec![disk("vm1.vmdk", "", &[Failed])],
         |scene| {
             scene.before = earlier_result;
-            scene.keeps = Some("/o/vm1");
+            scene.keeps = Some("/o/vm1.qcow2");
             scene.policy.on_conflict = OnConflict::Reject;
         },
     );

@@ -1,6 +1,6 @@
 //! Requests: what `hyperctl` asked for, carried out or refused with the reason.
 use queue::job::record::DaemonState;
-use queue::job::{Failure, JobId, Priority, Request};
+use queue::job::{Failure, JobId, JobState, Priority, Request};
 use queue::recover::Waiting;
 use queue::spool::Hold;
 
@@ -40,27 +40,37 @@ impl Dispatcher {
                 tracing::error!("a request cannot be consumed: {error}");
             }
         }
+        if let Err(error) = self.heed_state() {
+            tracing::error!("whether to pause or drain cannot be read: {error}");
+        }
         self.show();
     }
 
     fn carry_out(&mut self, request: &Request) -> Result<Answer> {
         tracing::info!("request: {request:?}");
         match request {
-            Request::Pause => self.state = DaemonState::Paused,
-            Request::Resume => {
-                self.state = DaemonState::Running;
-                // What was passed over while draining.
-                self.scan_soon();
-            }
-            Request::Drain => self.state = DaemonState::Draining,
+            Request::Pause => self.spool.save_state(DaemonState::Paused)?,
+            Request::Resume => self.spool.save_state(DaemonState::Running)?,
+            Request::Drain => self.spool.save_state(DaemonState::Draining)?,
             Request::Cancel { job_id } => return self.cancel(*job_id),
-            Request::Retry { job_id } => self.retry(*job_id)?,
+            Request::Retry { job_id } => return self.retry(*job_id),
             Request::RetryAllFailed => self.retry_all()?,
             Request::SetPriority { job_id, priority } => {
                 return self.set_priority(*job_id, *priority);
             }
         }
         Ok(Answer::Done)
+    }
+
+    /// Runs, pauses or drains as the administrator wants all converters of this queue to.
+    fn heed_state(&mut self) -> Result<()> {
+        let state = self.spool.state()?;
+        if state == DaemonState::Running && self.state != state {
+            // What was passed over while draining.
+            self.scan_soon();
+        }
+        self.state = state;
+        Ok(())
     }
 
     fn cancel(&mut self, id: JobId) -> Result<Answer> {
@@ -77,8 +87,15 @@ impl Dispatcher {
                 Ok(Answer::Done)
             }
             Hold::Busy => Ok(Answer::NotMine),
+            Hold::Over if self.is_cancelled(id)? => Ok(Answer::Done),
             Hold::Over => Err(over(id)),
         }
+    }
+
+    /// Another converter may have served the same request.
+    fn is_cancelled(&self, id: JobId) -> Result<bool> {
+        let record = self.spool.record(id)?;
+        Ok(record.is_some_and(|record| record.state == JobState::Cancelled))
     }
 
     fn set_priority(&mut self, id: JobId, priority: Priority) -> Result<Answer> {
@@ -96,9 +113,13 @@ impl Dispatcher {
         }
     }
 
-    fn retry(&mut self, id: JobId) -> Result<()> {
-        self.spool.retry(id)?;
-        self.enlist_retried(id)
+    fn retry(&mut self, id: JobId) -> Result<Answer> {
+        match self.spool.retry(id) {
+            Ok(()) => self.enlist_retried(id).map(|()| Answer::Done),
+            // Another converter is making the job's directory just now, or died of it.
+            Err(error) if error.os_error() == Some(nix::libc::EEXIST) => Ok(Answer::NotMine),
+            Err(error) => Err(error),
+        }
     }
 
     fn enlist_retried(&mut self, id: JobId) -> Result<()> {

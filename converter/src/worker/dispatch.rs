@@ -78,6 +78,10 @@ impl Dispatcher {
         let network = queue::instance::is_network(&instance.directories.queue)?;
         let arrivals = Arrivals::new(spool.directories.clone(), terms(&instance, network));
         let settings = Arc::new(settings(&instance, host));
+        let state = spool.state()?;
+        if state != DaemonState::Running {
+            tracing::warn!("{state:?} since before the start; `hyperctl resume` takes up work");
+        }
         let now = Instant::now();
         Ok(Self {
             spool,
@@ -85,7 +89,7 @@ impl Dispatcher {
             backlog: Backlog::default(),
             board,
             active: HashMap::new(),
-            state: DaemonState::Running,
+            state,
             instance,
             settings,
             claimable: VecDeque::new(),

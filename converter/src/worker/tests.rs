@@ -247,3 +247,23 @@ fn a_reload_reaches_what_has_not_been_claimed() {
     claim(&mut dispatcher);
     site.job();
 }
+
+/// A machine that is started again while its administrator works on it.
+#[test]
+fn a_pause_survives_the_daemon() {
+    use queue::job::Request;
+    use queue::job::record::DaemonState::{Draining, Paused, Running};
+    let site = Site::new();
+    let mut other = site.dispatcher();
+    for (request, state) in [
+        (Request::Pause, Paused),
+        (Request::Drain, Draining),
+        (Request::Resume, Running),
+    ] {
+        queue::spool::request::submit(&site.instance.directories, &request).unwrap();
+        site.dispatcher().obey();
+        assert_eq!(site.dispatcher().state, state);
+        other.obey();
+        assert_eq!(other.state, state, "the other converter of the queue");
+    }
+}

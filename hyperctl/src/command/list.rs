@@ -93,7 +93,7 @@ fn table(rows: &[Row], with_instance: bool, style: &Style) -> String {
     let mut flexible = vec![(0, 16), (4, 12), (0, 8)];
     if with_instance {
         header.insert(0, "INSTANCE");
-        flexible = vec![(1, 16), (5, 12), (0, 8), (1, 8), (5, 8)];
+        flexible = vec![(1, 16), (5, 12), (0, 8), (1, 8), (5, 8), (0, 5), (5, 3)];
     }
     let flexible = flexible.into_iter();
     let flexible = flexible.map(|(column, narrowest)| Flexible { column, narrowest });
@@ -128,4 +128,47 @@ fn table(rows: &[Row], with_instance: bool, style: &Style) -> String {
         table.add(cells);
     }
     table.to_text(style)
+}
+
+#[cfg(test)]
+mod tests {
+    use queue::error::{Error, ErrorKind};
+    use queue::instance::Directories;
+    use queue::job::Record;
+    use queue::job::record::timestamp;
+
+    use super::*;
+    use crate::render::text::width;
+
+    #[test]
+    fn every_line_fits_into_eighty_columns_with_its_whole_id() {
+        let top = tempfile::tempdir().unwrap();
+        let [queue, output, work] = ["queue", "output", "work"].map(|name| top.path().join(name));
+        let directories = Directories {
+            queue,
+            output,
+            work,
+        };
+        std::fs::create_dir_all(directories.records()).unwrap();
+        let instance = "vsphere-prod-frankfurt";
+        for state in [JobState::Processing, JobState::Failed] {
+            let id = JobId::new();
+            let mut record = Record::new(id, "web-frontend-production", instance, "web.vmdk");
+            record.state = state;
+            let began = SystemTime::now() - std::time::Duration::from_secs(86_400 * 12 + 3600 * 23);
+            record.created_at = timestamp(began);
+            let error = Error::new(ErrorKind::Corrupt, "grain 7 of web.vmdk is damaged");
+            record.error = Some((&error).into());
+            let text = serde_json::to_vec(&record).unwrap();
+            std::fs::write(directories.record(id), text).unwrap();
+        }
+        let jobs = view::job::read_all(&directories, instance).unwrap().jobs;
+        let rows: Vec<Row> = jobs.iter().map(Row::Job).collect();
+        assert_eq!(rows.len(), 2);
+        for with_instance in [false, true] {
+            let text = table(&rows, with_instance, &Style::plain(Some(80)));
+            assert!(text.lines().all(|line| width(line) <= 80), "{text}");
+            assert!(jobs.iter().all(|job| text.contains(&job.id().to_string())));
+        }
+    }
 }

@@ -10,6 +10,8 @@ use std::path::Path;
 use crate::arrival::{candidate, pieces};
 
 const SECTOR_BYTES: u64 = 512;
+/// How far back the end of an .xz file is looked for behind zeros: tapes pad by whole records.
+const MAX_XZ_PADDING_BYTES: u64 = 1 << 20;
 
 /// Whether the structure of the file at `path` is complete. Formats without an end that could be
 /// looked for count as complete: stillness must do.
@@ -33,7 +35,7 @@ pub fn is_complete(path: &Path) -> std::io::Result<bool> {
             || tail_starts_with(&file, size_bytes, 511, b"conectix"));
     }
     if head.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
-        return Ok(size_bytes >= 2 && read_tail(&file, size_bytes, 2) == Some(b"YZ".to_vec()));
+        return Ok(xz(&file, size_bytes));
     }
     Ok(true)
 }
@@ -63,6 +65,18 @@ fn tar(file: &File, size_bytes: u64) -> bool {
     size_bytes.is_multiple_of(SECTOR_BYTES)
         && read_tail(file, size_bytes, 2 * SECTOR_BYTES)
             .is_some_and(|tail| tail.iter().all(|b| *b == 0))
+}
+
+/// The .xz format ends in the magic of its footer; zeros may pad it.
+fn xz(file: &File, size_bytes: u64) -> bool {
+    let ends = |tail_bytes: u64| {
+        let tail = read_tail(file, size_bytes, tail_bytes.min(size_bytes));
+        let tail = tail.as_deref().unwrap_or_default();
+        let padding = tail.iter().rev().take_while(|byte| **byte == 0).count();
+        let sound = tail.len().saturating_sub(padding);
+        tail.get(..sound).is_some_and(|tail| tail.ends_with(b"YZ"))
+    };
+    ends(2) || ends(MAX_XZ_PADDING_BYTES)
 }
 
 fn read_tail(file: &File, size_bytes: u64, tail_bytes: u64) -> Option<Vec<u8>> {
@@ -152,6 +166,15 @@ mod tests {
         tar[1100] = 1;
         assert!(!is_complete(&write("a.ova", &tar)).unwrap());
         assert!(!is_complete(&write("a.vhd", &[1; 2048])).unwrap());
+        let mut xz = b"\xfd7zXZ\0".to_vec();
+        xz.extend([1; 1024]);
+        assert!(!is_complete(&write("a.raw.xz", &xz)).unwrap());
+        xz.extend(b"YZ");
+        assert!(is_complete(&write("a.raw.xz", &xz)).unwrap());
+        xz.extend([0; 4096]);
+        assert!(is_complete(&write("a.raw.xz", &xz)).unwrap());
+        xz.push(1);
+        assert!(!is_complete(&write("a.raw.xz", &xz)).unwrap());
         assert!(!is_complete(&write("a.raw", b"")).unwrap());
         assert!(is_complete(&write("a.raw", &[1; 4096])).unwrap());
     }

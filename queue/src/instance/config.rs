@@ -37,7 +37,7 @@ pub struct Config {
     pub digest: Digest,
     pub on_conflict: OnConflict,
     pub archive: Archive,
-    /// Worker crashes after which a job fails.
+    /// Worker crashes after which a job fails, counted since one got further than all before.
     pub max_attempts: u32,
     /// MiB of work after which a conversion notes durably how far it is; 0: never.
     pub checkpoint_mib: u64,

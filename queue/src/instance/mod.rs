@@ -201,6 +201,10 @@ impl Directories {
     pub fn status(&self) -> PathBuf {
         self.daemon().join("status.json")
     }
+    /// What the administrator wants of the daemon: `"running"`, `"paused"` or `"draining"`.
+    pub fn state(&self) -> PathBuf {
+        self.daemon().join("state.json")
+    }
     pub fn metrics(&self) -> PathBuf {
         self.daemon().join("metrics.prom")
     }

@@ -2,6 +2,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use ulid::{Generator, Ulid};
@@ -25,6 +26,11 @@ impl JobId {
         let generator = generator.get_or_insert_with(Generator::new);
         // The generator overflows only after 2^80 ids in one millisecond.
         Self(generator.generate().unwrap_or_else(|_| Ulid::new()))
+    }
+
+    /// When it was made.
+    pub fn made_at(self) -> SystemTime {
+        self.0.datetime()
     }
 }
 

@@ -37,6 +37,7 @@ impl Spool {
             created_at: record::timestamp(SystemTime::now()),
             attempts: 0,
             crashes: 0,
+            journal_bytes: 0,
             retries: 0,
             last_failure: None,
             found: self.result_of(&drop.place, &drop.vm_name)?,

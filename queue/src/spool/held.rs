@@ -281,6 +281,19 @@ impl Job {
         Ok(true)
     }
 
+    /// How much the journals say: they grow with what is durably done, and are bounded with it.
+    pub(super) fn journal_bytes(&self) -> Result<u64> {
+        let dir = self.journal_dir();
+        let mut total_bytes = 0_u64;
+        if self.volume().stat(&dir)?.is_some() {
+            for entry in self.volume().read_dir(&dir)? {
+                let stat = self.volume().stat(&dir.join(entry.name))?;
+                total_bytes = total_bytes.saturating_add(stat.map_or(0, |stat| stat.size_bytes));
+            }
+        }
+        Ok(total_bytes)
+    }
+
     /// What says that a staged result is whole goes first: half of it must never be published.
     fn retract_product(&self, dir: &Path) -> Result<()> {
         let metadata = dir.join(super::place::METADATA);

@@ -133,6 +133,7 @@ impl Spool {
             created_at: record::timestamp(SystemTime::now()),
             attempts: 0,
             crashes: 0,
+            journal_bytes: 0,
             retries: 0,
             last_failure: None,
             found: None,
@@ -196,6 +197,12 @@ impl Job {
     fn count_crash(mut self) -> Result<Hold> {
         // It may have died between taking its name and retiring what stood under it.
         self.spool.retire(&self.memory)?;
+        let journal_bytes = self.journal_bytes()?;
+        if journal_bytes > self.memory.journal_bytes {
+            // It got further than any before: somebody stops workers, the job does not.
+            self.memory.journal_bytes = journal_bytes;
+            self.memory.crashes = 0;
+        }
         self.memory.crashes += 1;
         let limit = self.spool.policy.max_attempts;
         if self.memory.crashes < limit {
@@ -206,7 +213,7 @@ impl Job {
         let error = Error::new(
             ErrorKind::Internal,
             format!(
-                "the converter died {} times while working on this job",
+                "the converter died {} times at this job without getting further",
                 self.memory.crashes
             ),
         )

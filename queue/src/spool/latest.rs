@@ -2,7 +2,7 @@
 //!
 //! An earlier job that ends while a later one waits publishes its directory and its record, but
 //! neither link nor error text: whoever polls for the later job would take them for its own.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Spool;
 use super::memory::Memory;
@@ -35,7 +35,11 @@ impl Spool {
     }
 
     fn latest(&self, memory: &Memory) -> Result<Option<JobId>> {
-        let bytes = self.volume.read(&self.latest_path(memory)?, MAX_BYTES)?;
+        self.noted(&self.latest_path(memory)?)
+    }
+
+    fn noted(&self, path: &Path) -> Result<Option<JobId>> {
+        let bytes = self.volume.read(path, MAX_BYTES)?;
         let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
         Ok(text.and_then(|text| text.trim().parse().ok()))
     }
@@ -62,6 +66,14 @@ impl Spool {
                 Ok(self.volume.stat(&self.job_dir(latest))?.is_some())
             }
             _ => Ok(false),
+        }
+    }
+
+    /// Whether the job that the note at `path` names is not yet over.
+    pub(crate) fn has_latest(&self, path: &Path) -> Result<bool> {
+        match self.noted(path)? {
+            Some(id) => Ok(self.volume.stat(&self.job_dir(id))?.is_some()),
+            None => Ok(false),
         }
     }
 

@@ -78,9 +78,12 @@ pub struct Memory {
     /// How often a worker began it.
     #[serde(default)]
     pub attempts: u32,
-    /// How many workers died on it.
+    /// How many workers died on it since one of them got further than all before.
     #[serde(default)]
     pub crashes: u32,
+    /// The most that a worker which died had noted in the job's journals.
+    #[serde(default)]
+    pub journal_bytes: u64,
     /// How often it was put back after a transient failure.
     #[serde(default)]
     pub retries: u32,

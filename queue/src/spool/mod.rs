@@ -31,7 +31,8 @@ use crate::durable::{self, EntryKind, Volume};
 use crate::error::Result;
 use crate::instance::config::Retry;
 use crate::instance::{Archive, Directories, Instance, OnConflict};
-use crate::job::{JobId, JobState, Record, record};
+use crate::job::record::{self, DaemonState};
+use crate::job::{JobId, JobState, Record};
 
 /// What an instance's configuration says about the queue.
 #[derive(Debug, Clone)]
@@ -67,6 +68,7 @@ pub struct Spool {
 /// Directories into which producers write: set-group-ID, so that what they drop stays readable.
 const SHARED_MODE: u32 = 0o2770;
 const OWN_MODE: u32 = 0o2750;
+const MAX_STATE_BYTES: u64 = 64;
 
 impl Spool {
     /// Opens the queue, creating what is missing of its directories.
@@ -163,6 +165,21 @@ impl Spool {
             return self.save_record(&mut record, false);
         }
         Ok(())
+    }
+
+    /// Keeps what the administrator wants of the daemons of this queue: to run, pause or drain.
+    pub fn save_state(&self, state: DaemonState) -> Result<()> {
+        let path = self.directories.state();
+        durable::replace(&*self.volume, &path, &memory::to_json(&state)?)
+    }
+
+    /// What the administrator wants; to run, where nobody said anything that can be read.
+    pub fn state(&self) -> Result<DaemonState> {
+        let bytes = self
+            .volume
+            .read(&self.directories.state(), MAX_STATE_BYTES)?;
+        let wanted = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok(wanted.unwrap_or_default())
     }
 
     /// Replaces the daemon's heartbeat.

@@ -7,6 +7,7 @@ use super::memory::Memory;
 use super::{OWN_MODE, Spool};
 use crate::durable::{self, EntryKind};
 use crate::error::Result;
+use crate::instance::OnConflict;
 use crate::job::{JobId, VmName};
 
 /// The file in every result that says whose it is.
@@ -38,14 +39,15 @@ impl Spool {
     }
 
     /// Takes away the link and the error text of earlier jobs of the same name, so that no poller
-    /// takes them for this job's. A later job's stay.
+    /// takes them for this job's. A later job's stay, and so does the link to a result that this
+    /// job may not replace.
     pub(super) fn retire(&self, memory: &Memory) -> Result<()> {
         if self.later_result(memory)?.is_some() {
             return Ok(());
         }
         let place = self.place_of(memory);
         let vm = &memory.vm_name;
-        let mut removed = self.remove_links(&place, vm)?;
+        let mut removed = !self.rejects(memory)? && self.remove_links(&place, vm)?;
         let path = place.join(format!("{vm}.error"));
         if self
             .volume
@@ -60,6 +62,16 @@ impl Spool {
         } else {
             Ok(())
         }
+    }
+
+    /// Whether another job's result stays in the way of this one's.
+    fn rejects(&self, memory: &Memory) -> Result<bool> {
+        let rejects = self.policy.on_conflict == OnConflict::Reject;
+        let stands = |id: JobId| id != memory.job_id;
+        Ok(rejects
+            && self
+                .result_of(&memory.place, &memory.vm_name)?
+                .is_some_and(stands))
     }
 
     /// Removes the links that lead to a VM's result; whether there were any.

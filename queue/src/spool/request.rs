@@ -79,8 +79,12 @@ impl Spool {
         self.volume.sync(durable::parent(path))
     }
 
-    /// Consumes a request that cannot be carried out, and says why in its place.
+    /// Consumes a request that cannot be carried out, and says why in its place; one that is gone
+    /// was carried out by another converter.
     pub fn refuse(&self, path: &Path, request: Option<&Request>, failure: &Failure) -> Result<()> {
+        if self.volume.stat(path)?.is_none() {
+            return Ok(());
+        }
         let mut name = path.as_os_str().to_owned();
         name.push(REFUSED_SUFFIX);
         let answer = json!({"request": request, "error": failure});

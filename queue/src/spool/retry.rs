@@ -14,9 +14,11 @@ const MAX_REPORT_BYTES: u64 = 8 * 1024 * 1024;
 
 impl Spool {
     /// Puts a failed or cancelled job back among the waiting; what a later job of its name has
-    /// published is then replaced.
+    /// published is then replaced. Another converter may have done so a moment ago: that is it.
     pub fn retry(&self, id: JobId) -> Result<()> {
-        self.check_retry(id)?;
+        if self.is_retried(id)? {
+            return Ok(());
+        }
         match self.find_report(id)? {
             Some((path, report)) => self.put_back_failed(&path, report, true),
             None => Err(gone(id)),
@@ -34,16 +36,19 @@ impl Spool {
         if record.is_some_and(|record| record.state == JobState::Cancelled) {
             return Ok(None);
         }
-        self.check_retry(id)?;
+        if self.is_retried(id)? {
+            return Ok(None);
+        }
         self.put_back_failed(path, report, false)?;
         Ok(Some(id))
     }
 
-    fn check_retry(&self, id: JobId) -> Result<()> {
-        let record = self.record(id)?;
-        let failed = |state| matches!(state, JobState::Failed | JobState::Cancelled);
-        if record.is_some_and(|record| failed(record.state)) {
-            return Ok(());
+    /// Whether a job that failed is under way again; an error if it never failed.
+    fn is_retried(&self, id: JobId) -> Result<bool> {
+        match self.record(id)?.map(|record| record.state) {
+            Some(JobState::Failed | JobState::Cancelled) => return Ok(false),
+            Some(JobState::Queued | JobState::Processing) => return Ok(true),
+            Some(JobState::Completed) | None => {}
         }
         Err(Error::invalid(format!("{id} has not failed"))
             .with_remedy("`hyperctl list --status failed` shows what can be retried"))
@@ -55,6 +60,7 @@ impl Spool {
             takes: report.archived,
             attempts: report.job.attempts,
             crashes: 0,
+            journal_bytes: 0,
             retries: 0,
             last_failure: None,
             is_asked_for,

@@ -363,3 +363,62 @@ fn what_a_disk_made_alone_is_withdrawn_unless_somebody_changed_it() {
         assert_eq!(told.len(), usize::from(is_changed), "{told:?}");
     }
 }
+
+/// Somebody kills the converter again and again; a job that gets further each time is not to blame.
+#[test]
+fn only_crashes_without_progress_count() {
+    let site = Site::new();
+    let id = site.claim("vm.vmdk", "vm", "").id();
+    let crash = |noted: usize| {
+        let mut job = site.hold(id);
+        assert_eq!(job.begin().unwrap(), Begun::Yes);
+        if noted > 0 {
+            fs::create_dir_all(job.journal_dir()).unwrap();
+            fs::write(job.journal_dir().join("vm.journal"), vec![1; noted]).unwrap();
+        }
+    };
+    for round in 1..=9 {
+        crash(round * 100);
+        assert_eq!(site.hold(id).memory.crashes, 1, "round {round}");
+    }
+    crash(900);
+    assert_eq!(site.hold(id).memory.crashes, 2);
+    // It started over: that is not further than before.
+    crash(200);
+    assert!(matches!(site.spool.hold(id).unwrap(), Hold::Over));
+    let record = site.spool.record(id).unwrap().unwrap();
+    assert_eq!(record.state, JobState::Failed);
+}
+
+#[test]
+fn a_stop_is_no_crash() {
+    let site = Site::new();
+    let id = site.claim("vm.vmdk", "vm", "").id();
+    for _ in 0..9 {
+        let mut job = site.hold(id);
+        assert_eq!(job.begin().unwrap(), Begun::Yes);
+        job.release().unwrap();
+        let memory = &site.hold(id).memory;
+        assert_eq!((memory.attempts, memory.crashes), (0, 0));
+    }
+}
+
+/// Two converters saw one request: the slower one finds it served.
+#[test]
+fn a_request_that_another_converter_served_is_not_refused() {
+    let site = Site::new();
+    let failed = site.claim("vm.vmdk", "vm", "");
+    let id = failed.id();
+    failed.fail(&corrupt()).unwrap();
+    let request = crate::job::Request::Retry { job_id: id };
+    let path = request::submit(&site.spool.directories, &request).unwrap();
+    site.spool.retry(id).unwrap();
+    site.spool.retry(id).unwrap();
+    site.spool.answer(&path).unwrap();
+    let failure = (&corrupt()).into();
+    site.spool.refuse(&path, Some(&request), &failure).unwrap();
+    let control = site.spool.directories.control();
+    assert!(fs::read_dir(control).unwrap().next().is_none());
+    site.must_convert(site.hold(id));
+    assert!(site.spool.retry(id).is_err(), "it has not failed");
+}

@@ -91,10 +91,11 @@ impl Report {
             text,
             "\nThe disk is an ext4 file system of 8 GiB with 900 MiB of the files of /usr: texts, \
              programs, and what is compressed already. Times are medians of {} rounds; in each, \
-             qemu-img, hyper2kvm and a copy took turns, with everything synced before and after, \
+             qemu-img and hyper2kvm took turns, with everything synced before and after, \
              and the sources in the page cache. × qemu-img is the median of the rounds' own \
              ratios. ÷ copy is our time divided by that of `cp --sparse=always` of the result: \
-             the same bytes read and written, through the page cache, and looked at by nobody. \
+             the same bytes read from the page cache and written through it, looked at by nobody; \
+             where no target speaks of it, it was measured in the first round only. \
              The results were checked with `qemu-img check`, and compared by `qemu-img compare` \
              with the raw disk that their sources were made of.\n\n",
             self.rounds
