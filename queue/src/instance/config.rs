@@ -161,7 +161,7 @@ pub struct Guest {
     pub win_virtio: Option<PathBuf>,
     pub boot_check: BootCheck,
     pub accel: Accel,
-    /// Seconds that one guest's repair may take, the appliance's launch apart.
+    /// Seconds that one guest's repair may take; the appliance's launch has 60 to 300 of its own.
     pub repair_timeout: u64,
 }
 
