@@ -49,6 +49,7 @@ check: rust
 test: rust
 	tests/setup/packages.sh test
 	tests/setup/root.sh >/dev/null
+	for guest in plain lvm btrfs; do tests/setup/guest.sh $$guest >/dev/null; done
 	$(CARGO) build --workspace --locked
 	timeout --kill-after=10 $(TEST_LIMIT) \
 	  $(CARGO) $(RUNNER) --workspace --locked --no-fail-fast </dev/null

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use converter::convert::metadata::Metadata;
 use converter::guest::boot::Verdict;
-use hyper2kvm_tests::daemon::{Daemon, Site, names, program};
+use hyper2kvm_tests::daemon::{Daemon, Site, program};
 use hyper2kvm_tests::guest::{self, MAC, boot, png_size};
 use hyper2kvm_tests::images::{self, qemu_img, run, text};
 use nix::sys::signal::Signal;
@@ -186,45 +186,49 @@ fn a_guest_that_was_left_alone_is_shown_to_stop() {
     assert!(!metadata.guest.repaired);
 }
 
-/// The processes below a daemon that run the program again as an appliance.
-fn appliances(daemon: u32) -> Vec<i32> {
+/// The processes whose parent or, of QEMU, whose group is `of`.
+fn processes(of: i32, is_wanted: impl Fn(&str, [i32; 2]) -> bool) -> Vec<i32> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     ids.filter(|id| {
         let read = |name: &str| std::fs::read(format!("/proc/{id}/{name}")).unwrap_or_default();
         let stat = String::from_utf8_lossy(&read("stat")).into_owned();
-        let parent = stat
-            .rsplit(')')
-            .next()
-            .and_then(|rest| rest.split(' ').nth(2));
-        parent == Some(&daemon.to_string()) && read("cmdline").ends_with(b"appliance\0")
+        let (_, rest) = stat.rsplit_once(')').unwrap_or_default();
+        let mut numbers = rest.split(' ').skip(2).map(|number| number.parse().ok());
+        let (Some(Some(parent)), Some(Some(group))) = (numbers.next(), numbers.next()) else {
+            return false;
+        };
+        let command = String::from_utf8_lossy(&read("cmdline")).into_owned();
+        [parent, group].contains(&of) && is_wanted(&command, [parent, group])
     })
     .collect()
 }
 
+/// The processes below a daemon that run the program again as an appliance.
+fn appliances(daemon: u32) -> Vec<i32> {
+    let daemon = daemon as i32;
+    processes(daemon, |command, [parent, _]| {
+        parent == daemon && command.ends_with("appliance\0")
+    })
+}
+
 /// Waits until the job's appliance is up, then sends it (with its QEMU) a signal.
-fn strike(site: &Site, daemon: &mut Daemon, signal: Signal) {
+fn strike(daemon: &mut Daemon, signal: Signal) {
     let pid = daemon.pid();
     let mut found = Vec::new();
-    daemon.wait(300, "an appliance runs", || {
+    // A launch under emulation takes some ten seconds: this is in the middle of it.
+    daemon.wait(300, "QEMU runs in an appliance", || {
         found = appliances(pid);
-        !found.is_empty()
-    });
-    // Its launch under emulation takes some ten seconds: this is in the middle of it.
-    daemon.wait(60, "QEMU runs in it", || {
-        names(&site.directories.work.join("appliance"))
-            .iter()
-            .any(|name| !name.ends_with(".log"))
+        found.iter().any(|appliance| {
+            let emulates = |command: &str, [_, group]: [i32; 2]| {
+                group == *appliance && command.contains("qemu-system")
+            };
+            !processes(*appliance, emulates).is_empty()
+        })
     });
     for id in found {
         nix::sys::signal::killpg(Pid::from_raw(id), signal).unwrap();
     }
-}
-
-fn refused(site: &Site) -> (String, ErrorKind) {
-    let record = site.records().pop().unwrap();
-    let error = record.error.unwrap();
-    (error.to_text(), error.kind)
 }
 
 /// Killed (as for want of memory) or hung: the image is as it was converted, the job says `guest`,
@@ -243,7 +247,7 @@ fn an_appliance_that_dies_or_hangs_costs_its_job_only() {
         let ova = guest::appliance(&raw, site.top.path(), "struck", "bios");
         let mut daemon = site.start();
         site.deliver(&ova, "struck.ova");
-        strike(&site, &mut daemon, signal);
+        strike(&mut daemon, signal);
         daemon.wait(500, "the job ends", || {
             site.link("struck").exists() || site.error("struck").exists()
         });
@@ -255,8 +259,13 @@ fn an_appliance_that_dies_or_hangs_costs_its_job_only() {
             images::judge(&raw, &directory.join("struck.qcow2"), "qcow2");
             assert!(!directory.join(".repair").exists());
         } else {
-            let (text, kind) = refused(&site);
-            assert_eq!(kind, ErrorKind::Guest, "{text}");
+            let mut told = None;
+            daemon.wait(60, "its record tells", || {
+                told = site.records().pop().and_then(|record| record.error);
+                told.is_some()
+            });
+            let told = told.unwrap();
+            assert_eq!(told.kind, ErrorKind::Guest, "{}", told.to_text());
         }
         assert!(appliances(daemon.pid()).is_empty());
         // It goes on with the next one.

@@ -73,8 +73,16 @@ fn two_hundred_kills_lose_nothing() {
             site.deliver(&sources[number % sources.len()].file, &format!("{vm}.vmdk"));
         }
         while kills < KILLS && !vms.iter().all(|vm| site.link(vm).exists()) {
-            let daemon = site.launch();
-            std::thread::sleep(Duration::from_millis(dice.roll(400)));
+            let mut daemon = site.launch();
+            let is_done = || vms.iter().all(|vm| site.link(vm).exists());
+            // At any moment of its start and its work, and more often while something is staged.
+            if kills % 2 == 0 {
+                std::thread::sleep(Duration::from_millis(dice.roll(400)));
+            } else {
+                let is_staged = || !names(&site.directories.staging()).is_empty();
+                daemon.wait(60, "a job is at work", || is_staged() || is_done());
+                std::thread::sleep(Duration::from_millis(dice.roll(10)));
+            }
             daemon.kill();
             kills += 1;
             hits += u32::from(!names(&site.directories.staging()).is_empty());

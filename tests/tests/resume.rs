@@ -114,7 +114,12 @@ fn killed_at_four_fifths_the_rest_is_a_fifth() {
     assert_eq!(metadata["attempts"], 2);
     assert_eq!(metadata["disks"][0]["resumed_bytes"], resumed);
     let mut published = names(&site.directories.output.join("vm1"));
-    published.retain(|name| !matches!(&name[..], "domain.xml" | "metadata.json"));
+    published.retain(|name| {
+        !matches!(
+            &name[..],
+            "domain.xml" | "metadata.json" | "change-report.json"
+        )
+    });
     assert_eq!(published, ["vm1.qcow2"]);
 
     site.deliver(&raw, "vm2.raw");

@@ -4,21 +4,24 @@ use crate::error::Result;
 
 /// The unit of work of one thread, and with the number of threads the bound of memory.
 pub(super) const BATCH_BYTES: u64 = 16 * BLOCK_BYTES;
+/// Of what is shared unread: fewer calls that each share more.
+pub(super) const SHARED_BATCH_BYTES: u64 = 16 * BATCH_BYTES;
 
-/// What is stored within `BATCH_BYTES` from `start`, in guest order. Gaps are zeros.
+/// What is stored within `span_bytes` from `start`, in guest order. Gaps are zeros.
 #[derive(Debug)]
 pub(super) struct Batch {
     /// Counts the batches, without gaps: the order in which blocks are placed.
     pub index: u64,
-    /// A multiple of `BATCH_BYTES`.
+    /// A multiple of `span_bytes`.
     pub start: GuestOffset,
+    pub span_bytes: u64,
     pub pieces: Vec<Extent>,
 }
 
 impl Batch {
     /// Everything of the guest before it is in this batch or in an earlier one.
     pub fn end(&self) -> GuestOffset {
-        GuestOffset(self.start.0.saturating_add(BATCH_BYTES))
+        GuestOffset(self.start.0.saturating_add(self.span_bytes))
     }
 
     /// Guest bytes that are stored.
@@ -32,6 +35,7 @@ pub(super) struct Batches<'a> {
     extents: Extents<'a>,
     /// What lies before was done earlier: the end of a batch, or 0.
     from: GuestOffset,
+    span_bytes: u64,
     /// What the last batch left of an extent that reaches beyond it.
     rest: Option<Extent>,
     next_index: u64,
@@ -40,10 +44,12 @@ pub(super) struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    pub fn new(extents: Extents<'a>, from: GuestOffset) -> Self {
+    /// `span_bytes`: of each batch, a multiple of `BATCH_BYTES`.
+    pub fn new(extents: Extents<'a>, from: GuestOffset, span_bytes: u64) -> Self {
         Self {
             extents,
             from,
+            span_bytes,
             rest: None,
             next_index: 0,
             hole_bytes: 0,
@@ -75,17 +81,18 @@ impl<'a> Batches<'a> {
             let Some(extent) = self.not_done(extent) else {
                 continue;
             };
-            let start = extent.start.0 - extent.start.0 % BATCH_BYTES;
+            let start = extent.start.0 - extent.start.0 % self.span_bytes;
             let open = batch.get_or_insert_with(|| Batch {
                 index: self.next_index,
                 start: GuestOffset(start),
+                span_bytes: self.span_bytes,
                 pieces: Vec::new(),
             });
             if open.start.0 != start {
                 self.rest = Some(extent);
                 break;
             }
-            let (piece, rest) = split(extent, start.saturating_add(BATCH_BYTES));
+            let (piece, rest) = split(extent, start.saturating_add(self.span_bytes));
             open.pieces.push(piece);
             self.rest = rest;
             if self.rest.is_some() {
@@ -154,7 +161,7 @@ mod tests {
             extent(2 * BATCH_BYTES + 512, 1 << 40, Stored::Zero),
             extent((1 << 40) + 2 * BATCH_BYTES + 512, 512, plain(0)),
         ];
-        let mut batches = Batches::new(Box::new(extents.into_iter()), GuestOffset(0));
+        let mut batches = Batches::new(Box::new(extents.into_iter()), GuestOffset(0), BATCH_BYTES);
         let mut seen = Vec::new();
         while let Some(batch) = batches.next().unwrap() {
             assert_eq!(batch.index as usize, seen.len());
@@ -189,7 +196,7 @@ mod tests {
             Box::new(extents.into_iter())
         };
         let all = |from| {
-            let mut batches = Batches::new(extents(), from);
+            let mut batches = Batches::new(extents(), from, BATCH_BYTES);
             let mut seen = Vec::new();
             while let Some(batch) = batches.next().unwrap() {
                 assert_eq!(batch.index as usize, seen.len());

@@ -133,11 +133,11 @@ pub(super) fn may_boot(appliance: &Appliance) -> Result<bool> {
 
 /// The beginning of a disk as its guest sees it.
 fn head(disk: &SourceDisk) -> Result<Vec<u8>> {
-    let mut batches = batch::Batches::new(disk.image.extents(), GuestOffset(0));
+    let mut batches = batch::Batches::new(disk.image.extents(), GuestOffset(0), batch::BATCH_BYTES);
     let length = HEAD_BYTES.min(disk.capacity_bytes) as usize;
     match batches.next()? {
         Some(first) if first.start == GuestOffset(0) => {
-            let mut buffer = Buffer::new(false);
+            let mut buffer = Buffer::new(batch::BATCH_BYTES, false);
             buffer.fill(disk.image.as_ref(), &first)?;
             let head = buffer.guest.get(..length).unwrap_or_default();
             Ok(head.to_vec())

@@ -25,10 +25,11 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// `keeps_streams`: what the source deflated block by block is wanted as it is, too.
-    pub fn new(keeps_streams: bool) -> Self {
+    /// For batches of `span_bytes`. `keeps_streams`: what the source deflated block by block is
+    /// wanted as it is, too.
+    pub fn new(span_bytes: u64, keeps_streams: bool) -> Self {
         Self {
-            guest: Aligned::zeros(BATCH_BYTES as usize),
+            guest: Aligned::zeros(span_bytes as usize),
             spare: None,
             packed: Vec::new(),
             transplants: Vec::new(),

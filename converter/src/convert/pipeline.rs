@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::account::{Account, Tally};
-use super::batch::{Batch, Batches};
+use super::batch::{BATCH_BYTES, Batch, Batches};
 use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
 use super::journal::Checkpoint;
@@ -40,6 +40,7 @@ struct Turn {
 
 struct Shared<'a> {
     image: &'a dyn Image,
+    span_bytes: u64,
     batches: Mutex<Batches<'a>>,
     turn: Mutex<Turn>,
     turned: Condvar,
@@ -94,12 +95,13 @@ pub(super) fn run(
         0 => default_threads(output.as_ref()),
         threads => threads,
     };
+    let span_bytes = sharing.as_ref().map_or(BATCH_BYTES, Sharing::span_bytes);
+    let from = GuestOffset(start.from.guest_bytes);
+    let batches = Batches::new(image.extents(), from, span_bytes);
     let shared = Shared {
         image,
-        batches: Mutex::new(Batches::new(
-            disk.image.extents(),
-            GuestOffset(start.from.guest_bytes),
-        )),
+        span_bytes,
+        batches: Mutex::new(batches),
         turn: Mutex::new(Turn {
             next: 0,
             layout,
@@ -180,7 +182,8 @@ impl Shared<'_> {
     }
 
     fn work(&self) -> Result<()> {
-        let mut buffer = Buffer::new(self.packing.is_some_and(Packing::takes_streams));
+        let keeps_streams = self.packing.is_some_and(Packing::takes_streams);
+        let mut buffer = Buffer::new(self.span_bytes, keeps_streams);
         let mut packer = self.packing.map(Packer::new).transpose()?;
         let mut blocks = Vec::new();
         while self.go_on()? {

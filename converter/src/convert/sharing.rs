@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::statvfs::fstatvfs;
 
-use super::batch::Batch;
+use super::batch::{BATCH_BYTES, Batch, SHARED_BATCH_BYTES};
 use crate::disk::{BLOCK_BYTES, Extent, HostOffset, Image, Stored, is_reflink_known};
 use crate::error::{Error, Result};
 
@@ -101,6 +101,15 @@ impl Sharing {
     /// Whether what is shared is left unread: then there is no digest of the whole.
     pub fn leaves_unread(&self) -> bool {
         !self.reads
+    }
+
+    /// Of the batches: larger if most of them go over unread.
+    pub fn span_bytes(&self) -> u64 {
+        if self.reads {
+            BATCH_BYTES
+        } else {
+            SHARED_BATCH_BYTES
+        }
     }
 
     pub fn shared_bytes(&self) -> u64 {

@@ -22,17 +22,22 @@ const STUCK: [&str; 10] = [
     "BdsDxe: No bootable option",
 ];
 
-/// The last sign in the text: a guest that goes on after a complaint is up.
+/// How the text ends: a guest that goes on after a complaint is up; of the complaints that nothing
+/// followed, the first is the cause.
 pub fn sign(text: &str) -> Option<Sign> {
-    text.lines().rev().find_map(|line| {
+    let mut found = None;
+    for line in text.lines() {
         let line = plain(line);
         let shown = line.trim();
         if is_prompt(shown) {
-            return Some(Sign::Up(shown.to_owned()));
+            found = Some(Sign::Up(shown.to_owned()));
+        } else if !matches!(found, Some(Sign::Stuck(_)))
+            && STUCK.iter().any(|known| shown.contains(known))
+        {
+            found = Some(Sign::Stuck(shown.to_owned()));
         }
-        let gives_up = STUCK.iter().any(|known| shown.contains(known));
-        gives_up.then(|| Sign::Stuck(shown.to_owned()))
-    })
+    }
+    found
 }
 
 /// `host login:` as getty prints it, with nothing typed behind it.
@@ -85,6 +90,10 @@ mod tests {
                 stuck("[ 2.0] Kernel panic - not syncing: VFS"),
             ),
             ("grub rescue> \nweb login:", up("web login:")),
+            (
+                "web login:\nALERT!  no root\n(initramfs) ",
+                stuck("ALERT!  no root"),
+            ),
             ("", None),
         ] {
             assert_eq!(sign(text), expected, "{text:?}");
