@@ -123,12 +123,12 @@ pub fn latency(programs: &Path, top: &Path, tiny: &Path) -> Result<Vec<Line>> {
     for number in 0..LATENCY_SAMPLES {
         let aside = top.join("aside.vmdk");
         fs::copy(tiny, &aside)?;
-        let drop = daemon.queue.join(format!("vm-{number}.vmdk"));
+        let drop = daemon.queue.join(format!("vm{number:05}.vmdk"));
         let begun = Instant::now();
         fs::rename(&aside, &drop)?;
         until("a claim", || fs::symlink_metadata(&drop).is_err())?;
         millis.push(begun.elapsed().as_secs_f64() * 1000.0);
-        let link = daemon.output.join(format!("vm-{number}.qcow2"));
+        let link = daemon.output.join(format!("vm{number:05}.qcow2"));
         until("a result", || link.exists())?;
     }
     millis.sort_by(f64::total_cmp);
@@ -158,12 +158,12 @@ pub fn load(programs: &Path, top: &Path, tiny: &Path) -> Result<Vec<Line>> {
     let drops = top.join("drops");
     fs::create_dir(&drops)?;
     for number in 0..MANY {
-        fs::copy(tiny, drops.join(format!("vm-{number}.vmdk")))?;
+        fs::copy(tiny, drops.join(format!("vm{number:05}.vmdk")))?;
     }
     let begun = Instant::now();
     let drop_in = |numbers: std::ops::Range<usize>| -> Result<()> {
         for number in numbers {
-            let name = format!("vm-{number}.vmdk");
+            let name = format!("vm{number:05}.vmdk");
             fs::rename(drops.join(&name), daemon.queue.join(&name))?;
         }
         Ok(())
