@@ -67,7 +67,7 @@ fn two_hundred_kills_lose_nothing() {
     while kills < KILLS {
         round += 1;
         let vms: Vec<String> = (0..VMS)
-            .map(|number| format!("vm{round}-{number:02}"))
+            .map(|number| format!("vm{round}n{number:02}"))
             .collect();
         for (number, vm) in vms.iter().enumerate() {
             site.deliver(&sources[number % sources.len()].file, &format!("{vm}.vmdk"));
