@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::cmdline::{self, Console, Setting};
-use crate::guest::linux::edit::{Edit, Fate, revise};
+use crate::guest::linux::edit::{Edit, Fate, Notes, revise};
 use crate::guest::linux::storage::devices::Devices;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,20 +38,33 @@ pub fn stabilise(menu: &[u8], format: Format, devices: &Devices<'_>) -> Edit {
             console: Console::WithRoot,
         };
         let old = line.get(range.clone()).unwrap_or_default();
-        let revised = cmdline::revise(old, devices, setting);
-        for why in revised.skipped {
-            notes.skip(why);
-        }
-        if revised.line == old {
+        let Some(new) = revise_command_line(old, devices, setting, notes) else {
             return Fate::Keep;
-        }
-        for reason in revised.reasons {
-            notes.change(reason);
-        }
+        };
         let mut line = line.to_owned();
-        line.replace_range(range, &revised.line);
+        line.replace_range(range, &new);
         Fate::Replace(line)
     })
+}
+
+/// The kernel's command line as it is to be, and why; `None`: as it was.
+fn revise_command_line(
+    old: &str,
+    devices: &Devices<'_>,
+    setting: Setting,
+    notes: &mut Notes,
+) -> Option<String> {
+    let revised = cmdline::revise(old, devices, setting);
+    for why in revised.skipped {
+        notes.skip(why);
+    }
+    if revised.line == old {
+        return None;
+    }
+    for reason in revised.reasons {
+        notes.change(reason);
+    }
+    Some(revised.line)
 }
 
 /// Revises grubenv, whose length may not change.
@@ -91,17 +104,10 @@ fn revise_variables(variables: &[u8], devices: &Devices<'_>, console: Console) -
             has_initramfs: true,
             console,
         };
-        let revised = cmdline::revise(old, devices, setting);
-        for why in revised.skipped {
-            notes.skip(why);
+        match revise_command_line(old, devices, setting, notes) {
+            Some(new) => Fate::Replace(format!("{name}={new}")),
+            None => Fate::Keep,
         }
-        if revised.line == old {
-            return Fate::Keep;
-        }
-        for reason in revised.reasons {
-            notes.change(reason);
-        }
-        Fate::Replace(format!("{name}={}", revised.line))
     })
 }
 
