@@ -27,6 +27,9 @@ pub trait Monitor: Sync {
     fn message(&self, text: &str);
     fn warn(&self, text: &str);
     fn is_cancelled(&self) -> bool;
+    /// A monitor of its own for one of several stretches that go on at once: its `begin`,
+    /// `advance`, `stand` and `message` concern that stretch alone. Ended by its drop.
+    fn branch(&self) -> Box<dyn Monitor + '_>;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -288,6 +291,28 @@ pub mod tests {
         fn is_cancelled(&self) -> bool {
             self.cancel_at
                 .is_some_and(|limit| self.bytes.load(Ordering::Relaxed) >= limit)
+        }
+        fn branch(&self) -> Box<dyn Monitor + '_> {
+            Box::new(Branch(self))
+        }
+    }
+
+    /// Counts for the whole.
+    struct Branch<'a>(&'a Counter);
+
+    impl Monitor for Branch<'_> {
+        fn begin(&self, _: &str, _: u64) {}
+        fn advance(&self, bytes: u64) {
+            self.0.advance(bytes);
+        }
+        fn stand(&self, _: u64, _: u64) {}
+        fn message(&self, _: &str) {}
+        fn warn(&self, _: &str) {}
+        fn is_cancelled(&self) -> bool {
+            self.0.is_cancelled()
+        }
+        fn branch(&self) -> Box<dyn Monitor + '_> {
+            self.0.branch()
         }
     }
 

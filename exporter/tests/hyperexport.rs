@@ -504,6 +504,9 @@ impl Monitor for Silent {
     fn is_cancelled(&self) -> bool {
         false
     }
+    fn branch(&self) -> Box<dyn Monitor + '_> {
+        Box::new(Silent)
+    }
 }
 
 fn follow(bench: &Bench, drop: &str) -> Ending {

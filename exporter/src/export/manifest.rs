@@ -4,32 +4,44 @@ use std::time::SystemTime;
 use queue::job::manifest::{Disk, Manifest, ManifestNic, Source, Vm as ManifestVm};
 use queue::job::record::timestamp;
 use queue::job::{JobId, Machine};
+use serde_json::Value;
 
-use crate::machine::{Delivered, Provider, Vm};
+use crate::machine::{Delivered, Exported, Provider, Vm};
 
 pub const FILE_NAME: &str = "manifest.json";
 
-pub fn build(provider: &dyn Provider, vm: &Vm, disks: &[Delivered], job: JobId) -> Manifest {
+pub fn build(provider: &dyn Provider, vm: &Vm, exported: &Exported, job: JobId) -> Manifest {
     let now = timestamp(SystemTime::now());
     Manifest {
         manifest_version: "1.0".to_owned(),
         source: Some(Source {
             provider: Some(provider.name().to_owned()),
-            vm_id: vm.id.clone(),
+            vm_id: Some(vm.id.clone()),
             vm_name: Some(vm.name.clone()),
             export_timestamp: Some(now.clone()),
-            export_method: Some(provider.method().to_owned()),
+            export_method: Some(exported.method.to_owned()),
+            datacenter: vm.datacenter.clone(),
             ..Source::default()
         }),
         vm: hardware(&vm.machine),
-        disks: disks.iter().enumerate().map(disk).collect(),
+        disks: exported
+            .disks
+            .iter()
+            .enumerate()
+            .map(|(index, delivered)| disk(index, delivered, vm))
+            .collect(),
         nics: vm.machine.nics.iter().enumerate().map(nic).collect(),
-        notes: Vec::new(),
-        warnings: Vec::new(),
+        notes: notes(vm),
+        warnings: exported
+            .warnings
+            .iter()
+            .map(|text| warning(text, &now))
+            .collect(),
         metadata: Some(serde_json::json!({
             "hyperexport_version": env!("CARGO_PKG_VERSION"),
             "job_id": job.to_string(),
             "created_at": now,
+            "tags": vm.tags,
         })),
         pipeline: None,
         output: None,
@@ -55,17 +67,27 @@ fn hardware(machine: &Machine) -> Option<ManifestVm> {
     (known != ManifestVm::default()).then_some(known)
 }
 
-fn disk((index, disk): (usize, &Delivered)) -> Disk {
+fn notes(vm: &Vm) -> Vec<Value> {
+    let said = vm.annotation.iter().chain(&vm.machine.notes);
+    said.map(|text| Value::from(text.as_str())).collect()
+}
+
+fn warning(text: &str, now: &str) -> Value {
+    serde_json::json!({"stage": "export", "message": text, "timestamp": now})
+}
+
+fn disk(index: usize, delivered: &Delivered, vm: &Vm) -> Disk {
+    let known = vm.disks.iter().find(|disk| disk.id == delivered.id);
     Disk {
-        id: disk.id.clone(),
-        source_format: disk.format.clone(),
-        bytes: disk.size_bytes,
-        local_path: disk.file.clone(),
-        checksum: Some(disk.checksum.clone()),
+        id: delivered.id.clone(),
+        source_format: delivered.format.clone(),
+        bytes: delivered.size_bytes,
+        local_path: delivered.file.clone(),
+        checksum: Some(delivered.checksum.clone()),
         boot_order_hint: i64::try_from(index).ok(),
-        label: None,
+        label: known.and_then(|disk| disk.label.clone()),
         disk_type: None,
-        bus: None,
+        bus: known.and_then(|disk| disk.bus.clone()),
         unknown: Default::default(),
     }
 }

@@ -5,17 +5,34 @@ mod manifest;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use queue::job::{JobId, VmName};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::machine::{Delivered, Provider, Vm};
+use crate::machine::{Delivered, Ledger, Order, Provider, Vm};
 use crate::provider::local::Local;
 use crate::transfer::{Algorithm, MODE, Monitor};
 
+/// A place that VMs come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Disks of this host.
+    Local,
+}
+
+impl Origin {
+    pub fn connect(&self) -> Result<Arc<dyn Provider>> {
+        match self {
+            Self::Local => Ok(Arc::new(Local)),
+        }
+    }
+}
+
 /// A VM that is described and not yet exported.
 pub struct Export {
-    provider: Box<dyn Provider>,
+    provider: Arc<dyn Provider>,
+    ledger: Arc<dyn Ledger>,
     pub vm: Vm,
     /// Its name as a file name.
     pub name: VmName,
@@ -29,16 +46,25 @@ pub struct Form {
 }
 
 impl Export {
-    /// Disks of this host: a directory or one file.
-    pub fn local(source: &Path, name: Option<&str>) -> Result<Self> {
-        Self::describe(Box::new(Local::new(source, name)))
-    }
-
-    /// Finds the VM; changes nothing.
-    pub fn describe(provider: Box<dyn Provider>) -> Result<Self> {
-        let vm = provider.describe()?;
+    /// Finds the VM; changes nothing. It is called `name`, if that is given, from here on. What
+    /// its export leaves on the server meanwhile is written to `ledger`.
+    pub fn describe(
+        provider: Arc<dyn Provider>,
+        vm: &str,
+        name: Option<&str>,
+        ledger: Arc<dyn Ledger>,
+    ) -> Result<Self> {
+        let mut vm = provider.describe(vm)?;
+        if let Some(name) = name {
+            name.clone_into(&mut vm.name);
+        }
         let name = VmName::new(&vm.name)?;
-        Ok(Self { provider, vm, name })
+        Ok(Self {
+            provider,
+            ledger,
+            vm,
+            name,
+        })
     }
 
     pub fn provider(&self) -> &'static str {
@@ -53,11 +79,17 @@ impl Export {
         form: Form,
         monitor: &dyn Monitor,
     ) -> Result<Vec<Delivered>> {
-        let disks = self
+        let order = Order {
+            checksum: form.checksum,
+        };
+        let exported = self
             .provider
-            .export(&self.vm, directory, form.checksum, monitor)?;
+            .export(&self.vm, directory, order, &*self.ledger, monitor)?;
+        for warning in &exported.warnings {
+            monitor.warn(warning);
+        }
         if form.manifest {
-            let manifest = manifest::build(&*self.provider, &self.vm, &disks, job);
+            let manifest = manifest::build(&*self.provider, &self.vm, &exported, job);
             let mut text = serde_json::to_string_pretty(&manifest).map_err(|error| {
                 Error::new(ErrorKind::Internal, "write the manifest").with_source(error)
             })?;
@@ -67,6 +99,6 @@ impl Export {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(MODE))
                 .map_err(|error| Error::io("set the mode of", &path, error))?;
         }
-        Ok(disks)
+        Ok(exported.disks)
     }
 }

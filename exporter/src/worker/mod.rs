@@ -5,6 +5,7 @@
 pub mod daemon;
 pub mod direct;
 pub mod follow;
+pub mod ledger;
 mod staging;
 
 use std::path::{Path, PathBuf};

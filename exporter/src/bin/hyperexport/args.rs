@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
 use exporter::error::{Error, ErrorKind, Result};
+use exporter::export::Origin;
 use exporter::worker::follow::Patience;
 use exporter::worker::{Route, direct};
 use queue::instance::{DEFAULT, Instance, config_path};
@@ -47,7 +48,7 @@ pub struct Args {
     pub provider: ProviderName,
     /// Provider local: a directory of disks, or one disk file
     #[arg(long, value_name = "PATH", conflicts_with = "batch")]
-    pub source: Option<PathBuf>,
+    pub source: Option<String>,
     /// Puts the disks into DIR/<vm>/; with --pipeline they are kept there, and the result goes to
     /// --hyper2kvm-output-dir
     #[arg(long, value_name = "DIR")]
@@ -107,10 +108,12 @@ pub struct Args {
     pub json: bool,
 }
 
-/// One VM of the local provider.
+/// One VM to export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    pub source: PathBuf,
+    /// In the provider's words; of the local one, the path of its disks.
+    pub vm: String,
+    /// What it is to be called, if not as the provider calls it.
     pub name: Option<String>,
 }
 
@@ -152,6 +155,10 @@ impl Args {
             ));
         }
         Ok(())
+    }
+
+    pub fn origin(&self) -> Origin {
+        Origin::Local
     }
 
     fn converts(&self) -> bool {
@@ -232,14 +239,14 @@ impl Args {
     }
 }
 
-fn target(vm: Option<&str>, source: Option<&Path>) -> Result<Target> {
+fn target(vm: Option<&str>, source: Option<&str>) -> Result<Target> {
     match (vm, source) {
         (name, Some(source)) => Ok(Target {
-            source: source.to_path_buf(),
+            vm: source.to_owned(),
             name: name.map(str::to_owned),
         }),
-        (Some(path), None) => Ok(Target {
-            source: PathBuf::from(path),
+        (Some(vm), None) => Ok(Target {
+            vm: vm.to_owned(),
             name: None,
         }),
         (None, None) => Err(usage("give --vm or --source")),
@@ -323,21 +330,14 @@ mod tests {
         let file = place.path().join("list");
         std::fs::write(&file, "# VMs\n/srv/a\n\n  /srv/b.vmdk \n").unwrap();
         let args = parse(&format!("--batch {} --output o", file.display())).unwrap();
-        let sources: Vec<PathBuf> = args
-            .targets()
-            .unwrap()
-            .into_iter()
-            .map(|target| target.source)
-            .collect();
-        assert_eq!(
-            sources,
-            [PathBuf::from("/srv/a"), PathBuf::from("/srv/b.vmdk")]
-        );
+        let targets = args.targets().unwrap().into_iter();
+        let vms: Vec<String> = targets.map(|target| target.vm).collect();
+        assert_eq!(vms, ["/srv/a", "/srv/b.vmdk"]);
         let named = parse("--vm web --source /srv/a --output o").unwrap();
         assert_eq!(
             named.targets().unwrap(),
             [Target {
-                source: PathBuf::from("/srv/a"),
+                vm: "/srv/a".to_owned(),
                 name: Some("web".to_owned()),
             }]
         );

@@ -2,7 +2,7 @@
 mod args;
 mod show;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,8 +12,10 @@ use args::{Args, Target};
 use clap::Parser;
 use exporter::error::{Error, ErrorKind, Result};
 use exporter::export::Export;
+use exporter::machine::Provider;
 use exporter::transfer::Monitor;
 use exporter::worker::follow::Ending;
+use exporter::worker::ledger::FileLedger;
 use exporter::worker::{Outcome, Task};
 use indicatif::MultiProgress;
 use nix::sys::signal::{SigSet, Signal};
@@ -32,8 +34,8 @@ fn main() -> ExitCode {
     }
     let prepared = args
         .check()
-        .and_then(|()| Ok((args.instance()?, args.targets()?)));
-    let (instance, targets) = match prepared {
+        .and_then(|()| Ok((args.instance()?, args.targets()?, args.origin().connect()?)));
+    let (instance, targets, provider) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             eprint!("{}", show::error_text(&error));
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     };
     let program = Program {
         args,
+        provider,
         instance,
         cancelled,
         bars: MultiProgress::new(),
@@ -70,8 +73,21 @@ fn listen_for_interrupts(cancelled: &Arc<AtomicBool>) -> Result<()> {
     Ok(())
 }
 
+/// Where runs note what they owe to servers: of the service, or of this user.
+fn debts_directory() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let state = set("STATE_DIRECTORY").or_else(|| set("XDG_STATE_HOME"));
+    let state = state.map(PathBuf::from).or_else(|| {
+        let home = PathBuf::from(set("HOME")?);
+        Some(home.join(".local/state"))
+    });
+    let state = state.unwrap_or_else(|| PathBuf::from("/var/tmp"));
+    state.join("hyperexport/debts")
+}
+
 struct Program {
     args: Args,
+    provider: Arc<dyn Provider>,
     instance: Instance,
     cancelled: Arc<AtomicBool>,
     bars: MultiProgress,
@@ -110,8 +126,7 @@ impl Program {
             Err(error) => {
                 self.say_error(&show::error_text(&error));
                 if self.args.json {
-                    let source = target.source.to_string_lossy();
-                    let name = target.name.as_deref().unwrap_or(&source);
+                    let name = target.name.as_deref().unwrap_or(&target.vm);
                     self.print(&format!("{}\n", show::failure(name, &error)));
                 }
                 FAILED
@@ -120,8 +135,15 @@ impl Program {
     }
 
     fn export(&self, target: &Target) -> Result<u8> {
+        let ledger = Arc::new(FileLedger::new(&debts_directory()));
+        let export = Export::describe(
+            Arc::clone(&self.provider),
+            &target.vm,
+            target.name.as_deref(),
+            ledger,
+        )?;
         let task = Task {
-            export: Export::local(&target.source, target.name.as_deref())?,
+            export,
             instance: self.instance.clone(),
             route: self.args.route(),
             quiet: self.args.quiet || self.args.json || self.args.batch.is_some(),
@@ -137,7 +159,7 @@ impl Program {
         }
         let started = Instant::now();
         let ended = task.run(&bar);
-        bar.clear();
+        drop(bar);
         let outcome = ended?;
         if self.args.libvirt && matches!(outcome.ending, Ending::Completed { .. }) {
             define(&task)?;

@@ -11,8 +11,9 @@ use exporter::worker::{Outcome, Route, Task};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-/// One VM's bar; draws on standard error, and only on a terminal.
+/// A bar of one VM, or of one of its disks; draws on standard error, and only on a terminal.
 pub struct Bar {
+    bars: MultiProgress,
     bar: ProgressBar,
     quiet: bool,
     cancelled: Arc<AtomicBool>,
@@ -20,20 +21,30 @@ pub struct Bar {
 
 impl Bar {
     pub fn new(bars: &MultiProgress, quiet: bool, cancelled: Arc<AtomicBool>) -> Self {
-        let bar = bars.add(ProgressBar::no_length());
+        Self::behind(bars, None, quiet, cancelled)
+    }
+
+    fn behind(
+        bars: &MultiProgress,
+        other: Option<&ProgressBar>,
+        quiet: bool,
+        cancelled: Arc<AtomicBool>,
+    ) -> Self {
+        let bar = ProgressBar::no_length();
+        let bar = match other {
+            Some(other) => bars.insert_after(other, bar),
+            None => bars.add(bar),
+        };
         if quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
         bar.enable_steady_tick(Duration::from_millis(200));
         Self {
+            bars: bars.clone(),
             bar,
             quiet,
             cancelled,
         }
-    }
-
-    pub fn clear(&self) {
-        self.bar.finish_and_clear();
     }
 
     fn set_total(&self, bytes: u64) {
@@ -80,6 +91,23 @@ impl Monitor for Bar {
 
     fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    fn branch(&self) -> Box<dyn Monitor + '_> {
+        let cancelled = Arc::clone(&self.cancelled);
+        Box::new(Self::behind(
+            &self.bars,
+            Some(&self.bar),
+            self.quiet,
+            cancelled,
+        ))
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        self.bars.remove(&self.bar);
     }
 }
 

@@ -6,54 +6,48 @@ mod disks;
 use std::path::{Path, PathBuf};
 
 use queue::arrival::{candidate, pieces};
-use queue::job::Machine;
 
 use crate::error::{Error, Result};
-use crate::machine::{Delivered, Disk, Provider, Vm};
+use crate::machine::{Debt, Delivered, Disk, Exported, Ledger, Order, Provider, Summary, Vm};
 use crate::transfer::{self, Algorithm, Monitor};
 
-/// One VM whose disks are `source`.
-pub struct Local {
-    source: PathBuf,
-    name: Option<String>,
+/// The disks of this host; a VM is named by the path of its directory or disk file.
+#[derive(Debug, Default)]
+pub struct Local;
+
+fn find(vm: &str) -> Result<disks::Found> {
+    let path = Path::new(vm);
+    let resolved = std::fs::canonicalize(path).map_err(|error| {
+        Error::io("open", path, error)
+            .with_remedy("give a directory of disks or one disk file that exists")
+    })?;
+    disks::find(&resolved)
 }
 
-impl Local {
-    /// Without a name the VM is called as its directory or file is.
-    pub fn new(source: &Path, name: Option<&str>) -> Self {
-        Self {
-            source: source.to_path_buf(),
-            name: name.map(str::to_owned),
-        }
-    }
+/// As its directory or file is called.
+fn vm_name(vm: &str) -> Result<String> {
+    let path = std::path::absolute(vm).unwrap_or_else(|_| PathBuf::from(vm));
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .ok_or_else(|| Error::invalid(format!("{vm} names no VM")).with_remedy("name it"))?;
+    let name = if path.is_dir() {
+        name
+    } else {
+        candidate::stem(name)
+    };
+    Ok(name.to_owned())
+}
 
-    fn find(&self) -> Result<disks::Found> {
-        let resolved = std::fs::canonicalize(&self.source).map_err(|error| {
-            Error::io("open", &self.source, error)
-                .with_remedy("give a directory of disks or one disk file that exists")
-        })?;
-        disks::find(&resolved)
-    }
-
-    fn vm_name(&self) -> Result<String> {
-        if let Some(name) = &self.name {
-            return Ok(name.clone());
-        }
-        let path = std::path::absolute(&self.source).unwrap_or_else(|_| self.source.clone());
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .ok_or_else(|| {
-                Error::invalid(format!("{} names no VM", self.source.display()))
-                    .with_remedy("name it with --vm")
-            })?;
-        let name = if path.is_dir() {
-            name
-        } else {
-            candidate::stem(name)
-        };
-        Ok(name.to_owned())
-    }
+fn summary(path: &Path) -> Option<Summary> {
+    let id = path.to_str()?.to_owned();
+    find(&id).ok()?;
+    Some(Summary {
+        name: vm_name(&id).ok()?,
+        location: path.parent().map(|parent| parent.display().to_string()),
+        id,
+        ..Summary::default()
+    })
 }
 
 impl Provider for Local {
@@ -61,23 +55,35 @@ impl Provider for Local {
         "local"
     }
 
-    fn method(&self) -> &'static str {
-        "copy"
+    /// A directory of disks or a disk file; of a directory that is neither, what lies in it.
+    fn discover(&self, pattern: &str) -> Result<Vec<Summary>> {
+        let path = Path::new(pattern);
+        if let Some(found) = summary(path) {
+            return Ok(vec![found]);
+        }
+        let bad = |error| Error::io("list", path, error);
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(bad)? {
+            found.extend(summary(&entry.map_err(bad)?.path()));
+        }
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(found)
     }
 
-    fn describe(&self) -> Result<Vm> {
-        let found = self.find()?;
+    fn describe(&self, vm: &str) -> Result<Vm> {
+        let found = find(vm)?;
         let describe = |(index, disk): (usize, &disks::Files)| Disk {
             id: format!("disk-{index}"),
             file: disk.file.clone(),
             format: disk.format.to_owned(),
             size_bytes: disk.size_bytes,
+            ..Disk::default()
         };
         Ok(Vm {
-            name: self.vm_name()?,
-            id: None,
-            machine: Machine::default(),
+            name: vm_name(vm)?,
+            id: vm.to_owned(),
             disks: found.disks.iter().enumerate().map(describe).collect(),
+            ..Vm::default()
         })
     }
 
@@ -85,10 +91,11 @@ impl Provider for Local {
         &self,
         vm: &Vm,
         into: &Path,
-        checksum: Algorithm,
+        order: Order,
+        _: &dyn Ledger,
         monitor: &dyn Monitor,
-    ) -> Result<Vec<Delivered>> {
-        let found = self.find()?;
+    ) -> Result<Exported> {
+        let found = find(&vm.id)?;
         let mut delivered = Vec::with_capacity(vm.disks.len());
         for disk in &vm.disks {
             let files = found
@@ -96,16 +103,12 @@ impl Provider for Local {
                 .iter()
                 .find(|files| files.file == disk.file)
                 .ok_or_else(|| {
-                    Error::invalid(format!(
-                        "{} is gone from {}",
-                        disk.file,
-                        self.source.display()
-                    ))
-                    .with_remedy("export it again once its files are in place")
+                    Error::invalid(format!("{} is gone from {}", disk.file, vm.id))
+                        .with_remedy("export it again once its files are in place")
                 })?;
             monitor.begin(&disk.file, files.size_bytes);
-            let (size_bytes, sum) =
-                copy(&found.directory, &files.file, into, Some(checksum), monitor)?;
+            let checksum = Some(order.checksum);
+            let (size_bytes, sum) = copy(&found.directory, &files.file, into, checksum, monitor)?;
             for name in &files.owned {
                 copy(&found.directory, name, into, None, monitor)?;
             }
@@ -117,7 +120,16 @@ impl Provider for Local {
                 checksum: sum.unwrap_or_default(),
             });
         }
-        Ok(delivered)
+        Ok(Exported {
+            method: "copy",
+            disks: delivered,
+            descriptor: None,
+            warnings: Vec::new(),
+        })
+    }
+
+    fn clean_up(&self, _: &[Debt], _: &dyn Ledger) -> Result<()> {
+        Ok(())
     }
 }
 
