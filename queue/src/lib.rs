@@ -6,6 +6,7 @@ pub mod durable;
 pub mod error;
 pub mod instance;
 pub mod job;
-pub mod recover;
 pub mod roots;
+#[cfg(feature = "service")]
+pub mod service;
 pub mod spool;

@@ -12,7 +12,7 @@ use queue::error::{Error, ErrorKind, Result};
 use queue::instance::config::Retry;
 use queue::instance::{Archive, Directories, OnConflict};
 use queue::job::{JobId, JobState, Priority, Request, VmName};
-use queue::recover;
+use queue::spool::recover;
 use queue::spool::{Begun, Drop, DropKind, Hold, Job, Policy, Product, Spool};
 use serde_json::json;
 

@@ -5,7 +5,7 @@ use hyper2kvm_tests::model::Process;
 use hyper2kvm_tests::scene::{Dropped, Scene, directories, disk, dropped};
 use queue::job::JobState::{self, Cancelled, Completed, Failed};
 use queue::job::Request;
-use queue::recover;
+use queue::spool::recover;
 use queue::spool::{DropKind, request};
 
 const DONE: &[JobState] = &[Completed];

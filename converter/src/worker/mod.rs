@@ -1,239 +1,69 @@
-//! The daemon: watches one instance's queue and converts what arrives. Only this room knows the
-//! queue's moves.
-//!
-//! One dispatcher thread decides, one thread per running job works, and this file's loop beats the
-//! heart, answers signals and feeds systemd's watchdog — only while all of them move.
-mod activity;
-mod adopt;
-mod backlog;
-mod board;
-mod claims;
-mod control;
-mod dispatch;
-mod launch;
-mod log;
-#[cfg(test)]
-mod tests;
+//! The converter's daemon: one instance's queue, worked off by conversions. Only this room knows
+//! the queue's moves; what it shares with other daemons is `queue::service`.
 mod turn;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use queue::arrival::watch::{self, Hint};
-use queue::durable::HostVolume;
 use queue::instance::Instance;
-use queue::job::record::DaemonState;
-use queue::spool::{Policy, Spool};
-use sd_notify::NotifyState;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use queue::job::Phase;
+use queue::service::{Activity, Outcome, Service, Work, host_name};
+use queue::spool::Job;
 
-use self::activity::lock;
-use self::board::Board;
-use self::dispatch::{Dispatcher, Message};
+use crate::convert::examine::Care;
 use crate::convert::wishes;
-use crate::error::{Error, ErrorKind, Result};
-
-/// Hints that may wait for the dispatcher.
-const UNREAD_MAX: usize = 256;
-const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Changes are shown at once, but not more often than this.
-const HEARTBEAT_FASTEST: Duration = Duration::from_millis(250);
+use crate::error::Result;
+use crate::guest::berths::Berth;
+use turn::Settings;
 
 /// Runs the instance's daemon until SIGTERM or SIGINT; `reload` reads its configuration again.
 pub fn run(instance: Instance, reload: &dyn Fn() -> Result<Instance>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| failed("start the runtime", error))?;
-    runtime.block_on(serve(instance, reload))
-}
-
-fn failed(doing: &str, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Internal, doing).with_source(error)
-}
-
-/// The signals that the daemon answers.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self> {
-        let listen = |kind| signal(kind).map_err(|error| failed("listen to signals", error));
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            hangup: listen(SignalKind::hangup())?,
-        })
-    }
-}
-
-async fn serve(mut instance: Instance, reload: &dyn Fn() -> Result<Instance>) -> Result<()> {
-    // Before anything else, so that no signal finds its default handler.
-    let mut signals = Signals::listen()?;
-    for line in wishes::not_heeded(&instance.config) {
-        tracing::warn!("{line}");
-    }
     let host = host_name();
-    let directories = instance.directories.clone();
-    let policy = Policy::of(&instance);
-    let spool = Spool::open(Arc::new(HostVolume), directories.clone(), policy, &host)?;
-    let board = Arc::new(Board::new());
-    let (sender, receiver) = channel();
-    // Armed before the first scan: what comes between is seen twice, not never.
-    let unread = Arc::new(AtomicUsize::new(0));
-    let _watch = watch::arm(&directories, pass_on(sender.clone(), unread.clone()))?;
-    let channel = (sender.clone(), receiver, unread);
-    let fresh = instance.clone();
-    let mut dispatcher = Dispatcher::new(fresh, spool.clone(), board.clone(), &host, channel)?;
-    dispatcher.look()?;
-    let (thread, mut end) = dispatch(dispatcher)?;
-
-    let mut heart = Heart::new(spool, board.clone(), host);
-    heart.beat(&instance);
-    tell(&[NotifyState::Ready]);
-    let (queue, output) = (directories.queue.display(), directories.output.display());
-    tracing::info!("ready: watching {queue}, results in {output}");
-    loop {
-        tokio::select! {
-            _ = &mut end => break,
-            _ = signals.terminate.recv() => stop(&sender),
-            _ = signals.interrupt.recv() => stop(&sender),
-            _ = signals.hangup.recv() => match reload() {
-                Ok(fresh) => {
-                    let kept = instance.directories.clone();
-                    instance = Instance { directories: kept, ..fresh.clone() };
-                    // A dispatcher that is gone reloads nothing.
-                    let _ = sender.send(Message::Reload(Box::new(fresh)));
-                }
-                Err(error) => tracing::error!("the earlier configuration stays: {error}"),
-            },
-            () = board.changed.notified() => heart.calm().await,
-            () = tokio::time::sleep(HEARTBEAT) => {}
-        }
-        heart.beat(&instance);
-    }
-    let joined = thread.join();
-    lock(&board.shown).state = DaemonState::Stopping;
-    heart.beat(&instance);
-    tracing::info!("stopped");
-    joined.map_err(|_| {
-        Error::new(ErrorKind::Internal, "the dispatcher panicked")
-            .with_remedy("this is a defect: report it with the journal's last lines")
-    })
+    queue::service::run(service(instance, &host), &|| Ok(service(reload()?, &host)))
 }
 
-/// Passes hints on to the dispatcher, as long as it reads them: what it has no time for is one hint
-/// to look at everything, so that a burst costs no memory.
-fn pass_on(sender: Sender<Message>, unread: Arc<AtomicUsize>) -> impl FnMut(Hint) + Send {
-    move |hint| {
-        let hint = match unread.fetch_add(1, Ordering::Relaxed) {
-            count if count < UNREAD_MAX => hint,
-            UNREAD_MAX => Hint::Rescan,
-            _ => {
-                unread.fetch_sub(1, Ordering::Relaxed);
-                return;
-            }
-        };
-        // The receiver goes when the daemon ends; hints are of no use then.
-        let _ = sender.send(Message::Hint(hint));
+fn service(instance: Instance, host: &str) -> Service {
+    let work = Arc::new(Conversions {
+        settings: settings(&instance, host),
+    });
+    Service { instance, work }
+}
+
+fn settings(instance: &Instance, host: &str) -> Settings {
+    let mut source_roots = vec![instance.directories.queue.clone()];
+    source_roots.extend(instance.config.source_roots.iter().cloned());
+    Settings {
+        config: instance.config.clone(),
+        source_roots,
+        output: instance.directories.output.clone(),
+        host: host.to_owned(),
+        care: Care::of(&instance.config.guest, &instance.directories.work),
     }
 }
 
-/// Starts the dispatcher's thread; the receiver learns of its end, by panic too.
-fn dispatch(dispatcher: Dispatcher) -> Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
-    let (ended, end) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("dispatcher".to_owned());
-    let work = move || {
-        let _ended: oneshot::Sender<()> = ended;
-        dispatcher.run();
-    };
-    let handle = thread.spawn(work);
-    Ok((
-        handle.map_err(|error| failed("start the dispatcher", error))?,
-        end,
-    ))
+/// What the converter does with what it claims.
+struct Conversions {
+    settings: Settings,
 }
 
-fn stop(sender: &Sender<Message>) {
-    tell(&[NotifyState::Stopping]);
-    tracing::info!("stopping: running jobs go back to the queue at their next safe point");
-    // A dispatcher that is gone has stopped already.
-    let _ = sender.send(Message::Stop);
-}
-
-fn tell(states: &[NotifyState<'_>]) {
-    // Without systemd there is nobody to tell.
-    let _ = sd_notify::notify(states);
-}
-
-fn host_name() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| "localhost".to_owned())
-}
-
-/// Writes the heartbeat and the metrics, and feeds the watchdog.
-struct Heart {
-    spool: Spool,
-    board: Arc<Board>,
-    host: String,
-    watchdog: Option<Duration>,
-    last: Instant,
-    summary: String,
-    trouble: bool,
-}
-
-impl Heart {
-    fn new(spool: Spool, board: Arc<Board>, host: String) -> Self {
-        Self {
-            spool,
-            board,
-            host,
-            watchdog: sd_notify::watchdog_enabled(),
-            last: Instant::now(),
-            summary: String::new(),
-            trouble: false,
-        }
+impl Work for Conversions {
+    fn turn(&self, job: Box<Job>, activity: &Activity) -> Outcome {
+        turn::turn(job, &self.settings, activity)
     }
 
-    /// Keeps quick changes from making the heart race.
-    async fn calm(&self) {
-        tokio::time::sleep(HEARTBEAT_FASTEST.saturating_sub(self.last.elapsed())).await;
+    /// Guests in care need no slot; but what is copied for them waits for an appliance.
+    fn has_room(&self, running: &mut dyn Iterator<Item = &Activity>) -> bool {
+        let slots = usize::try_from(self.settings.config.max_concurrent_jobs).unwrap_or(1);
+        let ahead = slots.saturating_add(Berth::count().saturating_mul(2));
+        let (mut copying, mut all) = (0, 0);
+        for activity in running {
+            let is_in_care = matches!(activity.phase(), Phase::Repair | Phase::Prove);
+            copying += usize::from(!is_in_care);
+            all += 1;
+        }
+        copying < slots && all < ahead
     }
 
-    fn beat(&mut self, instance: &Instance) {
-        self.last = Instant::now();
-        let status = self.board.status(instance, &self.host);
-        let saved = self
-            .spool
-            .save_status(&status)
-            .and_then(|()| self.spool.save_metrics(&board::metrics(&status)));
-        match saved {
-            Ok(()) => self.trouble = false,
-            Err(error) if !self.trouble => {
-                self.trouble = true;
-                tracing::error!("the heartbeat cannot be written: {}", error.to_line());
-            }
-            Err(_) => {}
-        }
-        let summary = board::summary(&status);
-        if summary != self.summary {
-            tell(&[NotifyState::Status(&summary)]);
-            self.summary = summary;
-        }
-        // Beaten every two seconds, so half a watchdog period of extra patience is always met.
-        if let Some(period) = self.watchdog
-            && self.board.is_moving(period / 2)
-        {
-            tell(&[NotifyState::Watchdog]);
-        }
+    fn not_heeded(&self) -> Vec<String> {
+        wishes::not_heeded(&self.settings.config)
     }
 }

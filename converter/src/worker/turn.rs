@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use queue::durable::{HostVolume, Volume};
 use queue::instance::Config;
 use queue::job::{JobId, Phase, VmName};
-use queue::recover::Waiting;
 use queue::roots::Roots;
-use queue::spool::{Begun, Fate, Job, Product};
+use queue::service::turn::{end_badly, note_time, supersede};
+use queue::service::{Activity, Outcome, Reporter, log};
+use queue::spool::recover::Waiting;
+use queue::spool::{Begun, Job, Product};
 
-use super::activity::{Activity, Command, Reporter};
-use super::log;
 use crate::convert::Resume;
 use crate::convert::care;
 use crate::convert::examine::Care;
@@ -38,21 +38,6 @@ pub struct Settings {
     pub output: PathBuf,
     pub host: String,
     pub care: Care,
-}
-
-/// How a turn ended.
-pub enum Outcome {
-    Published {
-        bytes_in: u64,
-        bytes_out: u64,
-    },
-    Failed(Fate),
-    /// The job went back unharmed, because the daemon stops.
-    Stopped,
-    /// Another running job has its VM's name: try again soon.
-    NameTaken(Waiting),
-    /// The queue itself could not be written: recovery takes the job up.
-    Trouble(Error),
 }
 
 /// Works on a held job until it is published, failed or put back.
@@ -120,18 +105,6 @@ fn extension(file: &str) -> String {
     file.rsplit_once('.')
         .map_or("qcow2", |(_, extension)| extension)
         .to_owned()
-}
-
-/// A later job has published the VM already: this one ends and says so.
-fn supersede(mut job: Box<Job>, later: JobId) -> Outcome {
-    log::say(
-        &mut job,
-        &format!("superseded: {later} came later and is published"),
-    );
-    match job.supersede(later) {
-        Ok(fate) => Outcome::Failed(fate),
-        Err(error) => Outcome::Trouble(error),
-    }
 }
 
 /// What a conversion came to.
@@ -294,42 +267,28 @@ fn tell_care(reporter: &Reporter<'_>, converted: &Converted) {
     }
 }
 
-fn note_time(job: &mut Job, phase: Phase, started: Instant) {
-    note_seconds(job, phase, started.elapsed().as_secs_f64());
-}
-
-pub(super) fn note_seconds(job: &mut Job, phase: Phase, seconds: f64) {
-    let seconds = (seconds * 1000.0).round() / 1000.0;
-    job.record
-        .timings
-        .insert(phase.as_str().to_owned(), seconds);
-}
-
-/// An attempt ended with an error: stopped, cancelled, failed, or failed to fail.
-fn end_badly(mut job: Box<Job>, error: Error, activity: &Activity) -> Outcome {
-    let error = match activity.command() {
-        Command::Stop if error.kind == ErrorKind::Cancelled => {
-            return match job.release() {
-                Ok(()) => Outcome::Stopped,
-                Err(error) => Outcome::Trouble(error),
-            };
-        }
-        Command::Cancel if error.kind == ErrorKind::Cancelled => {
-            Error::new(ErrorKind::Cancelled, "cancelled by request")
-                .with_remedy("`hyperctl retry` converts it after all")
-        }
-        _ => in_drop_terms(error, &job),
-    };
-    log::fail(&mut job, &error);
-    match job.fail(&error) {
-        Ok(fate) => Outcome::Failed(fate),
-        Err(error) => Outcome::Trouble(error),
+impl Observer for Reporter<'_> {
+    fn expect(&self, bytes: u64) {
+        Reporter::expect(self, bytes);
     }
-}
 
-/// Names the job's files as they were dropped, not by where they lie while they are worked on.
-fn in_drop_terms(mut error: Error, job: &Job) -> Error {
-    let source = format!("{}/", job.source_dir().display());
-    error.context = error.context.replace(&source, "");
-    error
+    fn advance(&self, bytes: u64) {
+        Reporter::advance(self, bytes);
+    }
+
+    fn resume(&self, bytes: u64) {
+        Reporter::resume(self, bytes);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        Reporter::is_cancelled(self)
+    }
+
+    fn is_paused(&self) -> bool {
+        Reporter::is_paused(self)
+    }
+
+    fn tell(&self, line: &str) {
+        Reporter::tell(self, line);
+    }
 }

@@ -170,7 +170,7 @@ fn usual_remedy(kind: ErrorKind) -> &'static str {
         ErrorKind::NoSpace => "free space, then `hyperctl retry`",
         ErrorKind::Io => "look at the disk and the kernel's log, then `hyperctl retry`",
         ErrorKind::Timeout => "find out what is slow, then `hyperctl retry`",
-        ErrorKind::Cancelled => "`hyperctl retry` converts it after all",
+        ErrorKind::Cancelled => "`hyperctl retry` takes it up after all",
         ErrorKind::Guest => "see the job's log, or switch the repair off",
         ErrorKind::Internal => "this is a defect: report it with the journal's last lines",
     }

@@ -45,6 +45,12 @@ impl ErrorReport {
     }
 }
 
+/// The error of a job whose end somebody asked for.
+pub fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "cancelled by request")
+        .with_remedy("`hyperctl retry` takes it up after all")
+}
+
 impl Job {
     /// Ends an attempt that failed. The error's kind is the fate: see `ErrorKind::is_transient`.
     pub fn fail(mut self, error: &Error) -> Result<Fate> {
@@ -82,9 +88,7 @@ impl Job {
 
     /// Ends the job because somebody asked for it.
     pub fn cancel(self) -> Result<Fate> {
-        let error = Error::new(ErrorKind::Cancelled, "cancelled by request")
-            .with_remedy("`hyperctl retry` converts it after all");
-        self.fail(&error)
+        self.fail(&cancelled())
     }
 
     pub(super) fn conclude(&mut self, state: JobState, failure: Failure) -> Result<()> {

@@ -213,7 +213,7 @@ impl Job {
         let error = Error::new(
             ErrorKind::Internal,
             format!(
-                "the converter died {} times at this job without getting further",
+                "the daemon died {} times at this job without getting further",
                 self.memory.crashes
             ),
         )

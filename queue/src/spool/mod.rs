@@ -10,6 +10,7 @@ mod latest;
 mod memory;
 mod place;
 mod publish;
+pub mod recover;
 pub mod request;
 pub mod retry;
 pub mod submit;
@@ -21,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use fail::Fate;
+pub use fail::{Fate, cancelled};
 pub use held::{Begun, Job};
 pub use hold::Hold;
 pub use memory::{Drop, DropKind, Memory, Stage, Take};

@@ -9,7 +9,7 @@ const LAYERS: [(&str, &[&[&str]]); 4] = [
     (
         "queue",
         &[
-            &["recover"],
+            &["service"],
             &["arrival"],
             &["spool"],
             &["durable", "instance", "roots"],
@@ -77,7 +77,7 @@ const DURABLE: [&str; 17] = [
 ];
 
 /// The parts of the queue that move jobs; `arrival` only reads.
-const MOVERS: [&str; 3] = ["spool", "recover", "durable"];
+const MOVERS: [&str; 3] = ["service", "spool", "durable"];
 
 fn layers(member: &str) -> Option<&'static [&'static [&'static str]]> {
     let found = LAYERS.iter().find(|(name, _)| *name == member)?;

@@ -1,8 +1,8 @@
 //! Requests: what `hyperctl` asked for, carried out or refused with the reason.
-use queue::job::record::DaemonState;
-use queue::job::{Failure, JobId, JobState, Priority, Request};
-use queue::recover::Waiting;
-use queue::spool::Hold;
+use crate::job::record::DaemonState;
+use crate::job::{Failure, JobId, JobState, Priority, Request};
+use crate::spool::Hold;
+use crate::spool::recover::Waiting;
 
 use super::activity::Command;
 use super::dispatch::Dispatcher;

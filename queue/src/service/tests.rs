@@ -4,16 +4,37 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use queue::durable::HostVolume;
-use queue::instance::{Config, Directories, Instance};
-use queue::job::{JobId, JobState};
-use queue::spool::{Begun, Hold, Policy, Spool};
+use crate::durable::HostVolume;
+use crate::instance::{Config, Directories, Instance};
+use crate::job::{JobId, JobState};
+use crate::spool::{Begun, Hold, Job, Policy, Spool};
 
 use super::activity::{Activity, Command};
 use super::board::Board;
 use super::dispatch::Dispatcher;
-use super::turn::Outcome;
+use super::work::{Outcome, Service, Work};
 use crate::error::{Error, ErrorKind};
+
+/// These tests ask what is claimed and started, not what becomes of it.
+struct Idle;
+
+impl Work for Idle {
+    fn turn(&self, job: Box<Job>, _: &Activity) -> Outcome {
+        job.release()
+            .map_or_else(Outcome::Trouble, |()| Outcome::Stopped)
+    }
+
+    fn has_room(&self, running: &mut dyn Iterator<Item = &Activity>) -> bool {
+        running.next().is_none()
+    }
+}
+
+fn service(instance: &Instance) -> Service {
+    Service {
+        instance: instance.clone(),
+        work: Arc::new(Idle),
+    }
+}
 
 struct Site {
     top: tempfile::TempDir,
@@ -50,13 +71,12 @@ impl Site {
     }
 
     fn dispatcher(&self) -> Dispatcher {
-        let (instance, spool) = (self.instance.clone(), self.spool.clone());
+        let (service, spool) = (service(&self.instance), self.spool.clone());
         let (sender, receiver) = channel();
         Dispatcher::new(
-            instance,
+            service,
             spool,
             Arc::new(Board::new()),
-            "host",
             (sender, receiver, Arc::default()),
         )
         .unwrap()
@@ -181,7 +201,7 @@ fn an_old_disk_is_not_taken_for_the_new_one_of_its_name() {
     };
     dispatcher.backlog.remove(old);
     assert_eq!(job.begin().unwrap(), Begun::Yes);
-    let product = queue::spool::Product {
+    let product = crate::spool::Product {
         file: "a.qcow2".to_owned(),
         format: "qcow2".to_owned(),
         metadata: serde_json::json!({}),
@@ -215,8 +235,8 @@ fn one_request_retries_all_that_failed() {
     }
     claim(&mut dispatcher);
     assert_eq!(site.spool.reports().unwrap().len(), 3);
-    let request = queue::job::Request::RetryAllFailed;
-    queue::spool::request::submit(&site.instance.directories, &request).unwrap();
+    let request = crate::job::Request::RetryAllFailed;
+    crate::spool::request::submit(&site.instance.directories, &request).unwrap();
     dispatcher.obey();
     assert_eq!(site.spool.jobs().unwrap().len(), 3);
     assert_eq!(dispatcher.backlog.len(), 3);
@@ -243,7 +263,7 @@ fn a_reload_reaches_what_has_not_been_claimed() {
     claim(&mut dispatcher);
     assert_eq!(site.spool.jobs().unwrap().len(), 0);
     site.instance.config.settle_seconds = Some(0);
-    dispatcher.reload(site.instance.clone());
+    dispatcher.reload(service(&site.instance));
     claim(&mut dispatcher);
     site.job();
 }
@@ -251,8 +271,8 @@ fn a_reload_reaches_what_has_not_been_claimed() {
 /// A machine that is started again while its administrator works on it.
 #[test]
 fn a_pause_survives_the_daemon() {
-    use queue::job::Request;
-    use queue::job::record::DaemonState::{Draining, Paused, Running};
+    use crate::job::Request;
+    use crate::job::record::DaemonState::{Draining, Paused, Running};
     let site = Site::new();
     let mut other = site.dispatcher();
     for (request, state) in [
@@ -260,7 +280,7 @@ fn a_pause_survives_the_daemon() {
         (Request::Drain, Draining),
         (Request::Resume, Running),
     ] {
-        queue::spool::request::submit(&site.instance.directories, &request).unwrap();
+        crate::spool::request::submit(&site.instance.directories, &request).unwrap();
         site.dispatcher().obey();
         assert_eq!(site.dispatcher().state, state);
         other.obey();

@@ -7,27 +7,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use queue::arrival::watch::Hint;
-use queue::arrival::{Arrival, Arrivals, Terms};
-use queue::instance::Instance;
-use queue::job::JobId;
-use queue::job::record::DaemonState;
-use queue::recover::{self, Waiting};
-use queue::spool::{Fate, Policy, Spool};
+use crate::arrival::watch::Hint;
+use crate::arrival::{Arrival, Arrivals, Terms};
+use crate::error::Result;
+use crate::instance::Instance;
+use crate::job::JobId;
+use crate::job::record::DaemonState;
+use crate::spool::recover::{self, Waiting};
+use crate::spool::{Fate, Policy, Spool};
 
 use super::activity::{Activity, Command, lock};
 use super::backlog::Backlog;
 use super::board::Board;
-use super::turn::{Outcome, Settings};
-use crate::convert::examine::Care;
-use crate::error::Result;
+use super::work::{Outcome, Service, Work};
 
 /// What the dispatcher is told.
 pub enum Message {
     Hint(Hint),
     Done(JobId, Outcome),
     /// New configuration for the jobs to come.
-    Reload(Box<Instance>),
+    Reload(Box<Service>),
     Stop,
 }
 
@@ -50,7 +49,7 @@ pub struct Dispatcher {
     pub(super) active: HashMap<JobId, Arc<Activity>>,
     pub(super) state: DaemonState,
     pub(super) instance: Instance,
-    pub(super) settings: Arc<Settings>,
+    pub(super) work: Arc<dyn Work>,
     pub(super) claimable: VecDeque<Arrival>,
     /// What was already said about drops that cannot be claimed.
     pub(super) complaints: HashMap<String, String>,
@@ -69,15 +68,14 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     pub fn new(
-        instance: Instance,
+        service: Service,
         spool: Spool,
         board: Arc<Board>,
-        host: &str,
         channel: (Sender<Message>, Receiver<Message>, Arc<AtomicUsize>),
     ) -> Result<Self> {
-        let network = queue::instance::is_network(&instance.directories.queue)?;
+        let Service { instance, work } = service;
+        let network = crate::instance::is_network(&instance.directories.queue)?;
         let arrivals = Arrivals::new(spool.directories.clone(), terms(&instance, network));
-        let settings = Arc::new(settings(&instance, host));
         let state = spool.state()?;
         if state != DaemonState::Running {
             tracing::warn!("{state:?} since before the start; `hyperctl resume` takes up work");
@@ -91,7 +89,7 @@ impl Dispatcher {
             active: HashMap::new(),
             state,
             instance,
-            settings,
+            work,
             claimable: VecDeque::new(),
             complaints: HashMap::new(),
             sender: channel.0,
@@ -221,7 +219,7 @@ impl Dispatcher {
                 }
             }
             Message::Done(id, outcome) => self.finish(id, outcome),
-            Message::Reload(instance) => self.reload(*instance),
+            Message::Reload(service) => self.reload(*service),
             Message::Stop => {
                 self.state = DaemonState::Stopping;
                 for activity in self.active.values() {
@@ -238,20 +236,21 @@ impl Dispatcher {
         self.last_scan = long_ago.unwrap_or(self.last_scan);
     }
 
-    pub(super) fn reload(&mut self, mut instance: Instance) {
+    pub(super) fn reload(&mut self, service: Service) {
+        let Service { mut instance, work } = service;
         if instance.directories != self.instance.directories {
             tracing::warn!("directories change only with a restart; the rest is reloaded");
             instance.directories = self.instance.directories.clone();
         }
         self.spool.policy = Arc::new(Policy::of(&instance));
-        self.settings = Arc::new(settings(&instance, &self.settings.host));
+        self.work = work;
         self.arrivals.set_terms(terms(&instance, self.network));
         self.instance = instance;
         tracing::info!("configuration reloaded; running jobs go on with the earlier one");
     }
 
     pub(super) fn count(&self, fate: &Fate) {
-        use queue::job::JobState;
+        use crate::job::JobState;
         self.board.update(|shown| match fate {
             Fate::Retried { .. } => shown.totals.retried += 1,
             Fate::Ended(JobState::Cancelled) => shown.totals.cancelled += 1,
@@ -297,17 +296,5 @@ fn terms(instance: &Instance, network: bool) -> Terms {
         incomplete_timeout: Duration::from_secs(instance.config.incomplete_timeout),
         network,
         source_roots: instance.config.source_roots.clone(),
-    }
-}
-
-fn settings(instance: &Instance, host: &str) -> Settings {
-    let mut source_roots = vec![instance.directories.queue.clone()];
-    source_roots.extend(instance.config.source_roots.iter().cloned());
-    Settings {
-        config: instance.config.clone(),
-        source_roots,
-        output: instance.directories.output.clone(),
-        host: host.to_owned(),
-        care: Care::of(&instance.config.guest, &instance.directories.work),
     }
 }

@@ -1,18 +1,17 @@
 //! Starting turns while there are slots, and what becomes of jobs when their turns end.
 use std::time::{Duration, Instant, SystemTime};
 
-use queue::arrival::Gathered;
-use queue::job::JobId;
-use queue::job::record::DaemonState;
-use queue::recover::Waiting;
-use queue::spool::{Fate, Hold, Job};
+use crate::arrival::Gathered;
+use crate::job::JobId;
+use crate::job::record::DaemonState;
+use crate::spool::recover::Waiting;
+use crate::spool::{Fate, Hold, Job};
 
 use super::activity::Activity;
 use super::dispatch::{Dispatcher, Message};
 use super::log;
-use super::turn::{self, Outcome};
+use super::work::Outcome;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::berths::Berth;
 
 /// Whose positions are told: a long queue's end moves too slowly for anyone to watch.
 const POSITIONS: usize = 32;
@@ -22,13 +21,9 @@ const POSITIONS_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Dispatcher {
     pub(super) fn has_slot(&self) -> bool {
-        let slots = usize::try_from(self.instance.config.max_concurrent_jobs).unwrap_or(1);
-        // Guests in care need no slot; but what is copied for them waits for an appliance.
-        let in_care = self.active.values().filter(|job| job.is_in_care()).count();
-        let ahead = slots.saturating_add(Berth::count().saturating_mul(2));
-        self.active.len() - in_care < slots
-            && self.active.len() < ahead
-            && matches!(self.state, DaemonState::Running | DaemonState::Draining)
+        let mut running = self.active.values().map(|activity| &**activity);
+        matches!(self.state, DaemonState::Running | DaemonState::Draining)
+            && self.work.has_room(&mut running)
     }
 
     pub(super) fn start_some(&mut self) {
@@ -113,12 +108,12 @@ impl Dispatcher {
         self.arrivals.release(id);
         let activity = Activity::new(&job);
         self.active.insert(id, activity.clone());
-        let (settings, sender) = (self.settings.clone(), self.sender.clone());
+        let (work, sender) = (self.work.clone(), self.sender.clone());
         let spawned = std::thread::Builder::new()
             .name(format!("turn-{id}"))
             .spawn(move || {
-                let work = || turn::turn(job, &settings, &activity);
-                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                let turn = || work.turn(job, &activity);
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(turn));
                 let outcome = outcome.unwrap_or_else(|_| {
                     Outcome::Trouble(Error::new(ErrorKind::Internal, "the worker panicked"))
                 });

@@ -2,8 +2,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
-use queue::job::{JobId, Priority};
-use queue::recover::Waiting;
+use crate::job::{JobId, Priority};
+use crate::spool::recover::Waiting;
 
 /// Priority, then arrival: job ids rise with time.
 type Rank = (Priority, JobId);
@@ -105,7 +105,7 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use queue::job::VmName;
+    use crate::job::VmName;
 
     fn waiting(priority: Priority) -> Waiting {
         Waiting {

@@ -1,11 +1,11 @@
 //! Claims: what arrived becomes jobs, what cannot be claimed is told.
 use std::time::{Duration, Instant};
 
-use queue::arrival::Arrival;
-use queue::job::JobId;
-use queue::job::record::DaemonState;
-use queue::recover::Waiting;
-use queue::spool::{Drop, DropKind, Fate, Hold, Job};
+use crate::arrival::Arrival;
+use crate::job::JobId;
+use crate::job::record::DaemonState;
+use crate::spool::recover::Waiting;
+use crate::spool::{Drop, DropKind, Fate, Hold, Job};
 
 use super::dispatch::Dispatcher;
 use super::log;
@@ -36,7 +36,7 @@ impl Dispatcher {
         }
         for _ in 0..CLAIMS_AT_ONCE {
             // Whoever writes these overwrites them: they never wait behind a long queue.
-            for name in queue::job::manifest::FIXED_NAMES {
+            for name in crate::job::manifest::FIXED_NAMES {
                 if self.arrivals.is_pending(name) {
                     self.claim_again(name);
                 }
@@ -154,5 +154,5 @@ impl Dispatcher {
 }
 
 fn is_fixed_name(drop: &Drop) -> bool {
-    queue::job::manifest::FIXED_NAMES.contains(&drop.name.as_str())
+    crate::job::manifest::FIXED_NAMES.contains(&drop.name.as_str())
 }

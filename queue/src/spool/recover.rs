@@ -6,12 +6,12 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use super::request::REFUSED_SUFFIX;
+use super::{Hold, Job, Spool};
 use crate::durable::{self, ASIDE_SUFFIX, EntryKind};
 use crate::error::{Error, Result};
 use crate::job::record::parse_timestamp;
 use crate::job::{JobId, Priority, VmName};
-use crate::spool::request::REFUSED_SUFFIX;
-use crate::spool::{Hold, Job, Spool};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Files aside that are older than this were left by a dead process.

@@ -4,11 +4,11 @@
 //! converted lately is taken out of the archive; the result of its own job stays.
 use std::time::Duration;
 
-use queue::arrival::candidate::{self, Class};
-use queue::arrival::{ADOPTION_GRACE, Gathered};
-use queue::job::record::parse_timestamp;
-use queue::job::{JobId, JobState, Record, VmName};
-use queue::spool::{Hold, Job};
+use crate::arrival::candidate::{self, Class};
+use crate::arrival::{ADOPTION_GRACE, Gathered};
+use crate::job::record::parse_timestamp;
+use crate::job::{JobId, JobState, Record, VmName};
+use crate::spool::{Hold, Job};
 
 use super::dispatch::Dispatcher;
 use super::log::say;

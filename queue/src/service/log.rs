@@ -1,8 +1,8 @@
 //! What a job says: in the journal with its fields, and in the tail that its record keeps.
 use std::time::SystemTime;
 
-use queue::job::record;
-use queue::spool::Job;
+use crate::job::record;
+use crate::spool::Job;
 
 use crate::error::Error;
 

@@ -3,9 +3,9 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use queue::instance::Instance;
-use queue::job::Status;
-use queue::job::record::{DaemonState, Totals, timestamp};
+use crate::instance::Instance;
+use crate::job::Status;
+use crate::job::record::{DaemonState, Totals, timestamp};
 
 use super::activity::{Activity, Pulse, lock};
 
@@ -66,7 +66,7 @@ impl Board {
             queue_depth: shown.queue_depth,
             active: shown.active.iter().map(|job| job.show()).collect(),
             totals: shown.totals.clone(),
-            free_bytes: queue::instance::free_bytes(&directories.output).unwrap_or(0),
+            free_bytes: crate::instance::free_bytes(&directories.output).unwrap_or(0),
         }
     }
 }
