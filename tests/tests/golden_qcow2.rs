@@ -179,6 +179,8 @@ fn nothing_outside_is_read() {
         ]);
         let error = open(&path).err().unwrap();
         assert_eq!(error.kind, kind, "{backing}: {error}");
+        let remedy = error.remedy.unwrap_or_default();
+        assert_eq!(remedy.contains("rebase"), backing.starts_with('/'));
     }
     // The data file of a qcow2 that was made elsewhere.
     let option = format!("data_file={}", images::text(&absolute));

@@ -19,6 +19,7 @@ pub(super) struct Buffer {
     pub transplants: Vec<(u64, Option<Range<usize>>)>,
     /// For what has to be aligned to be written.
     pub spare: Option<Aligned>,
+    /// Never made shorter: what it gains again would be filled with zeros first.
     stored: Vec<u8>,
     unpacked: Vec<u8>,
     keeps_streams: bool,
@@ -93,8 +94,12 @@ impl Buffer {
             .map(|unit| unit.offset.0.saturating_add(unit.limit_bytes))
             .fold(start, u64::max)
             .min(window.length_bytes());
-        self.stored.resize(end.saturating_sub(start) as usize, 0);
-        window.read_exact_at(&mut self.stored, start)?;
+        let stored_bytes = end.saturating_sub(start) as usize;
+        if self.stored.len() < stored_bytes {
+            self.stored.resize(stored_bytes, 0);
+        }
+        let all_stored = self.stored.get_mut(..stored_bytes).ok_or_else(outside)?;
+        window.read_exact_at(all_stored, start)?;
         let mut read_bytes = 0u64;
         for piece in run {
             let Stored::Packed { unit, skip_bytes } = piece.stored else {
@@ -103,8 +108,8 @@ impl Buffer {
             let from = unit.offset.0.saturating_sub(start) as usize;
             let to = from
                 .saturating_add(unit.limit_bytes as usize)
-                .min(self.stored.len());
-            let stored = self.stored.get(from..to).ok_or_else(outside)?;
+                .min(stored_bytes);
+            let stored = all_stored.get(from..to).ok_or_else(outside)?;
             let target = place(&mut self.guest, batch, piece, piece.length_bytes)?;
             let whole = skip_bytes == 0 && piece.length_bytes == unit.unpacked_bytes;
             let unpacked = if whole {

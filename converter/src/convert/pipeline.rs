@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::account::{Account, Tally};
-use super::batch::{BATCH_BYTES, Batch, Batches};
+use super::batch::{BATCH_BYTES, Batch, Batches, PACKED_BATCH_BYTES};
 use super::blocks::{self, Block, Packer};
 use super::fill::Buffer;
 use super::journal::Checkpoint;
@@ -95,7 +95,11 @@ pub(super) fn run(
         0 => default_threads(output.as_ref()),
         threads => threads,
     };
-    let span_bytes = sharing.as_ref().map_or(BATCH_BYTES, Sharing::span_bytes);
+    let span_bytes = match &sharing {
+        Some(sharing) => sharing.span_bytes(),
+        None if packing.is_some() => PACKED_BATCH_BYTES,
+        None => BATCH_BYTES,
+    };
     let from = GuestOffset(start.from.guest_bytes);
     let batches = Batches::new(image.extents(), from, span_bytes);
     let shared = Shared {

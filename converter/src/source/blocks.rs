@@ -2,6 +2,8 @@
 //!
 //! The table is asked block by block, in order; like neighbours become one extent. Every place it
 //! gives is held against the file's end here.
+use std::ops::Range;
+
 use super::flat::FlatExtents;
 use crate::disk::{Extent, GuestOffset, HostOffset, Stored, Window, corrupt};
 use crate::error::Result;
@@ -47,6 +49,8 @@ pub(super) struct BlockExtents<'a, T> {
     /// A block that was read and does not go on from the ones before it.
     ahead: Option<Block>,
     current: Option<Piece<'a>>,
+    /// A stretch of the file that is known to have no hole.
+    data: Range<u64>,
     present: u64,
     failed: bool,
 }
@@ -66,6 +70,7 @@ impl<'a, T: Table> BlockExtents<'a, T> {
             next: 0,
             ahead: None,
             current: None,
+            data: 0..0,
             present: 0,
             failed: false,
         }
@@ -161,8 +166,14 @@ impl<'a, T: Table> BlockExtents<'a, T> {
         let stored = match block {
             Block::Present(offset_bytes) => {
                 let range = offset_bytes..offset_bytes.saturating_add(length_bytes);
-                let flat = FlatExtents::new(self.window, 0, range, start);
-                return Ok(Some(Piece::Flat(flat)));
+                if !self.is_data(&range)? {
+                    let flat = FlatExtents::new(self.window, 0, range, start);
+                    return Ok(Some(Piece::Flat(flat)));
+                }
+                Stored::Plain {
+                    file: 0,
+                    offset: HostOffset(offset_bytes),
+                }
             }
             Block::Absent => Stored::Hole,
             _ => Stored::Zero,
@@ -172,6 +183,18 @@ impl<'a, T: Table> BlockExtents<'a, T> {
             length_bytes,
             stored,
         }))))
+    }
+
+    /// Whether all of `range` is data to the file system. It is asked once for a whole stretch of
+    /// the file: blocks with bitmaps between them are no neighbours, and so would each ask again.
+    fn is_data(&mut self, range: &Range<u64>) -> Result<bool> {
+        let holds = |data: &Range<u64>| data.start <= range.start && range.end <= data.end;
+        if !holds(&self.data) {
+            let end = self.window.length_bytes();
+            let found = self.window.next_data(range.start, end)?;
+            self.data = found.map_or(0..0, |(start, end)| start..end);
+        }
+        Ok(holds(&self.data))
     }
 
     /// Whether the next block continues the run of `block`, which is number `first`.

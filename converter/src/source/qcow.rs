@@ -44,7 +44,7 @@ pub(super) fn open(
             .rsplit_once('/')
             .map_or("", |(above, _)| above)
             .to_owned();
-        let below = lookup(&name)?;
+        let below = open_below(&name, lookup)?;
         let claim = claim(&path, &backing, &name)?;
         let content = Content::of(&below)?;
         claim.check(content, below.path())?;
@@ -69,6 +69,18 @@ fn place(path: &Path, directory: &str, name: &str) -> Result<String> {
         return Err(unsupported(path, what).with_remedy("give it one image without a backing file"));
     }
     Ok(within(directory, name))
+}
+
+/// Opens a backing file. An absolute path is taken at its word: to put the file beside the image
+/// would not help.
+fn open_below(name: &str, lookup: Lookup<'_>) -> Result<Window> {
+    lookup(name).map_err(|error| match name.rsplit_once('/') {
+        Some((_, last)) if name.starts_with('/') => error.with_remedy(format!(
+            "put {last:?} beside the image and name it so with qemu-img rebase -u -b {last:?}, or \
+             add its directory to source_roots"
+        )),
+        _ => error,
+    })
 }
 
 fn within(directory: &str, name: &str) -> String {

@@ -54,8 +54,9 @@ fn qcow2(file: &File) -> Option<String> {
         return None;
     }
     let path = String::from_utf8(read(file, offset, size_bytes.into())?).ok()?;
-    // A protocol or a JSON description is no file of the queue.
-    let is_path = !path.starts_with("json:") && !path.contains("://");
+    // A protocol or a JSON description is no file of the queue; an absolute path leads out of it,
+    // and unlike other formats' it is taken at its word.
+    let is_path = !path.starts_with("json:") && !path.contains("://") && !path.starts_with('/');
     is_path.then_some(path)
 }
 
@@ -183,8 +184,10 @@ mod tests {
         put(&mut qcow2, 16, &11_u32.to_be_bytes());
         put(&mut qcow2, 300, b"./dir/b.img");
         assert_eq!(name_in(&qcow2).as_deref(), Some("b.img"));
-        put(&mut qcow2, 300, b"json:{\"a\":1");
-        assert_eq!(name_in(&qcow2), None);
+        for no_name_here in [b"json:{\"a\":1", b"/srv/base.i"] {
+            put(&mut qcow2, 300, no_name_here);
+            assert_eq!(name_in(&qcow2), None);
+        }
 
         let mut vhd = vec![0; 2048];
         put(&mut vhd, 0, b"conectix");

@@ -10,7 +10,7 @@ use crate::disk::{
 };
 use crate::error::ErrorKind;
 
-const BLOCKS: u64 = 200;
+const BLOCKS: u64 = 400;
 
 /// What an image does at its unit 100.
 #[derive(Clone, Copy, PartialEq)]
@@ -83,7 +83,7 @@ impl Image for Fake {
             }
         }
         self.unpacked.fetch_add(1, Ordering::Relaxed);
-        out.fill(index as u8);
+        out.fill((index % 251) as u8);
         if index % 6 == 4 {
             // Does not shrink.
             let mut noise = blake3::Hasher::new();
