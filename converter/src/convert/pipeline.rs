@@ -95,11 +95,7 @@ pub(super) fn run(
         0 => default_threads(output.as_ref()),
         threads => threads,
     };
-    let span_bytes = match &sharing {
-        Some(sharing) => sharing.span_bytes(),
-        None if packing.is_some() => PACKED_BATCH_BYTES,
-        None => BATCH_BYTES,
-    };
+    let span_bytes = span_bytes(sharing.as_ref(), packing);
     let from = GuestOffset(start.from.guest_bytes);
     let batches = Batches::new(image.extents(), from, span_bytes);
     let shared = Shared {
@@ -153,6 +149,15 @@ fn find_sharing(image: &dyn Image, target: Option<&Target>) -> Result<Option<Sha
             Sharing::find(image, &target.file, &target.path, target.always_digest)
         }
         _ => Ok(None),
+    }
+}
+
+/// Of each batch.
+fn span_bytes(sharing: Option<&Sharing>, packing: Option<Packing>) -> u64 {
+    match sharing {
+        Some(sharing) => sharing.span_bytes(),
+        None if packing.is_some() => PACKED_BATCH_BYTES,
+        None => BATCH_BYTES,
     }
 }
 
