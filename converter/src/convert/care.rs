@@ -4,9 +4,9 @@ use std::fs::File;
 use std::path::Path;
 
 use queue::instance::config::{BootCheck, GuestFix, OutFormat};
-use queue::job::{self, Machine, Phase};
+use queue::job::{self, Finding, GuestCode, Machine, Phase};
 
-use super::examine::{Care, case, macs, may_boot};
+use super::examine::{Care, case, macs, required};
 use super::vm::{Converted, DOMAIN, Order, write_domain};
 use super::{Resume, digest, reopen};
 use crate::disk::{Observer, Window};
@@ -14,15 +14,36 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guest::accel::{self, Accel};
 use crate::guest::berths::Berth;
 use crate::guest::boot::{self, Bus, Verdict};
-use crate::guest::model::Firmware;
+use crate::guest::model::{Firmware, Guest};
 use crate::guest::overlay::Image;
 use crate::guest::report::ARCHIVE;
 use crate::guest::{self, Outcome};
 use crate::libvirt::{Devices, Hardware, resolve};
 use crate::source::{self, Appliance};
 
-/// Repairs and proves what `converted` made of `appliance`; `on_phase` is told what begins.
+/// Repairs and proves what `converted` made of `appliance`; `on_phase` is told what begins. What
+/// no repair changed is read again, if that is asked for.
 pub fn care(
+    appliance: &Appliance,
+    order: &Order<'_>,
+    care: &Care,
+    converted: &mut Converted,
+    observer: &dyn Observer,
+    on_phase: &mut dyn FnMut(Phase),
+) -> Result<()> {
+    let mut findings = care.preflight.findings.clone();
+    tend(appliance, order, care, converted, observer, on_phase)?;
+    let guest = &mut converted.metadata.guest;
+    let found = guest.inspection.iter().flat_map(Guest::findings);
+    findings.extend(found.collect::<Vec<_>>());
+    guest.findings = findings;
+    if care.validate && !guest.repaired {
+        validate(order, converted, observer)?;
+    }
+    Ok(())
+}
+
+fn tend(
     appliance: &Appliance,
     order: &Order<'_>,
     care: &Care,
@@ -32,16 +53,16 @@ pub fn care(
 ) -> Result<()> {
     let wants_proof = care.settings.boot_check != BootCheck::Off;
     if !care.is_wanted() {
-        let outcome = Outcome::left("off", "guest.fix is off");
+        let outcome = Outcome::left(GuestCode::Off, "guest.fix is off");
         return tell(converted, outcome, order.directory);
     }
-    if !may_boot(appliance)? {
-        let reason = "no disk has partitions or a boot loader";
-        let outcome = Outcome::left("no_system", reason);
-        if care.settings.fix == GuestFix::Require {
-            return Err(required(&outcome));
-        }
-        return tell(converted, outcome, order.directory);
+    let refusal = care.preflight.refusal.as_ref();
+    if let Some(refusal) = refusal.filter(|it| it.code == GuestCode::NoSystem) {
+        return tell(
+            converted,
+            Outcome::refused(refusal.clone()),
+            order.directory,
+        );
     }
     on_phase(Phase::Repair);
     let berth = Berth::take(observer)?;
@@ -90,7 +111,10 @@ fn repair(
     observer: &dyn Observer,
 ) -> Result<Outcome> {
     if care.settings.fix == GuestFix::Off {
-        return Ok(Outcome::left("off", "guest.fix is off"));
+        return Ok(Outcome::left(GuestCode::Off, "guest.fix is off"));
+    }
+    if let Some(refusal) = &care.preflight.refusal {
+        return Ok(Outcome::refused(refusal.clone()));
     }
     let macs = macs(machine);
     let case = case(care, machine, &macs);
@@ -98,20 +122,13 @@ fn repair(
     // From the first byte of a commit on, the images are not what was converted.
     let before_commit = || order.resume.map_or(Ok(()), Resume::forget);
     match guest::repair(&case, order.directory, images, &before_commit, observer) {
-        Ok(outcome) if is_required && !outcome.report.repaired => Err(required(&outcome)),
+        Ok(outcome) if is_required && !outcome.report.repaired => Err(required(
+            outcome.report.reason.as_deref().unwrap_or_default(),
+        )),
         Ok(outcome) => Ok(outcome),
         Err(error) if guest::is_final(&error) || is_required => Err(error),
-        Err(error) => Ok(Outcome::left("repair_failed", error.to_line())),
+        Err(error) => Ok(Outcome::left(GuestCode::RepairFailed, error.to_line())),
     }
-}
-
-fn required(outcome: &Outcome) -> Error {
-    let reason = outcome.report.reason.as_deref().unwrap_or_default();
-    Error::new(
-        ErrorKind::Guest,
-        format!("the guest cannot be repaired: {reason}"),
-    )
-    .with_remedy("set guest.fix = \"try\" to publish it as it is")
 }
 
 fn images(order: &Order<'_>, converted: &Converted) -> Vec<Image> {
@@ -152,6 +169,33 @@ fn measure(order: &Order<'_>, converted: &mut Converted, observer: &dyn Observer
         described.output_bytes = length;
         record.output_bytes = length;
     }
+    Ok(())
+}
+
+/// Reads the images again: each has to be what was copied.
+fn validate(order: &Order<'_>, converted: &mut Converted, observer: &dyn Observer) -> Result<()> {
+    let mut notes = Vec::new();
+    for disk in &converted.metadata.disks {
+        let Some(expected) = &disk.digest else {
+            notes.push(format!(
+                "{}: not validated, for it has no digest",
+                disk.file
+            ));
+            continue;
+        };
+        let path = order.directory.join(&disk.file);
+        let is_raw = order.plan.format == OutFormat::Raw;
+        if digest_of(&path, is_raw, observer)? != *expected {
+            let context = format!("{} is not what was written there", path.display());
+            return Err(Error::new(ErrorKind::Corrupt, context)
+                .with_remedy("check the output's disk and memory, then `hyperctl retry`"));
+        }
+    }
+    if notes.is_empty() {
+        observer.tell("validated: each image holds what was read from the source");
+    }
+    notes.iter().for_each(|note| observer.tell(note));
+    converted.metadata.notes.extend(notes);
     Ok(())
 }
 
@@ -213,6 +257,10 @@ impl Observer for Silent<'_> {
 
     fn tell(&self, line: &str) {
         self.0.tell(line);
+    }
+
+    fn find(&self, finding: &Finding) {
+        self.0.find(finding);
     }
 }
 
@@ -282,4 +330,58 @@ fn prove(
     guest.timings.insert("prove".to_owned(), proof.seconds);
     guest.boot = Some(proof);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use queue::job::VmName;
+
+    use super::*;
+    use crate::convert::{Plan, vm};
+    use crate::disk::Unobserved;
+
+    #[test]
+    fn a_result_that_is_not_what_was_written_is_corrupt() {
+        let top = tempfile::tempdir().unwrap();
+        let source = top.path().join("a.raw");
+        std::fs::write(&source, vec![7; 1 << 20]).unwrap();
+        let window = Window::whole(File::open(&source).unwrap(), &source).unwrap();
+        let appliance = Appliance {
+            machine: Machine::default(),
+            disks: vec![source::open_raw(window).unwrap()],
+            package: None,
+            notes: Vec::new(),
+        };
+        let staging = top.path().join("staging");
+        std::fs::create_dir(&staging).unwrap();
+        let (name, plan) = (VmName::new("a").unwrap(), Plan::default());
+        let order = Order {
+            name: &name,
+            first_file: None,
+            plan: &plan,
+            libvirt: &queue::instance::config::Libvirt::default(),
+            directory: &staging,
+            result: &staging,
+            origin: crate::convert::metadata::Origin::default(),
+            host: "",
+            resume: None,
+        };
+        let mut converted = vm::vm(&appliance, &order, &Unobserved, &mut |_, _| {}).unwrap();
+        validate(&order, &mut converted, &Unobserved).unwrap();
+        let path = staging.join(&converted.file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.iter_mut().rfind(|byte| **byte == 7).unwrap() = 8;
+        std::fs::write(&path, bytes).unwrap();
+        let error = validate(&order, &mut converted, &Unobserved).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corrupt);
+        converted.metadata.disks[0].digest = None;
+        validate(&order, &mut converted, &Unobserved).unwrap();
+        assert!(
+            converted
+                .metadata
+                .notes
+                .iter()
+                .any(|note| note.contains("not validated"))
+        );
+    }
 }

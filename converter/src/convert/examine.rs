@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 use queue::instance::config::{BootCheck, Guest as Settings, GuestFix};
 use queue::job::{self, Machine, Nic};
 
-use super::fill::Buffer;
-use super::{Plan, batch, copy, vm};
-use crate::disk::{GuestOffset, Observer};
-use crate::error::{Error, Result};
+use super::preflight::{Preflight, preflight};
+use super::{Plan, copy, vm};
+use crate::disk::Observer;
+use crate::error::{Error, ErrorKind, Result};
 use crate::guest::appliance::{Site, drive};
-use crate::guest::look::{HEAD_BYTES, Look, look};
 use crate::guest::model::Firmware;
 use crate::guest::{self, Case};
-use crate::source::{Appliance, SourceDisk};
+use crate::source::Appliance;
 
 /// How the guests of an instance are cared for.
 #[derive(Debug, Clone)]
@@ -22,6 +21,9 @@ pub struct Care {
     pub site: Site,
     /// Contents of key files for encrypted guests.
     pub keys: Vec<Vec<u8>>,
+    /// Whether each image is read again and compared with what was copied.
+    pub validate: bool,
+    pub preflight: Preflight,
 }
 
 /// What systemd's LoadCredential= calls the keys of encrypted guests.
@@ -37,6 +39,21 @@ impl Care {
             settings: settings.clone(),
             site: guest::site(settings, work),
             keys: keys(),
+            validate: false,
+            preflight: Preflight::default(),
+        }
+    }
+
+    /// Looks at the disks before they are copied; an error if a repair that is required is known
+    /// to be impossible.
+    pub fn foresee(&mut self, appliance: &Appliance) -> Result<()> {
+        if !self.is_wanted() {
+            return Ok(());
+        }
+        self.preflight = preflight(appliance, !self.keys.is_empty())?;
+        match &self.preflight.refusal {
+            Some(refusal) if self.settings.fix == GuestFix::Require => Err(required(&refusal.text)),
+            _ => Ok(()),
         }
     }
 
@@ -44,6 +61,12 @@ impl Care {
     pub fn is_wanted(&self) -> bool {
         self.settings.fix != GuestFix::Off || self.settings.boot_check != BootCheck::Off
     }
+}
+
+pub(super) fn required(reason: &str) -> Error {
+    let context = format!("the guest cannot be repaired: {reason}");
+    Error::new(ErrorKind::Guest, context)
+        .with_remedy("set guest.fix = \"try\" to publish it as it is")
 }
 
 fn keys() -> Vec<Vec<u8>> {
@@ -72,11 +95,11 @@ pub struct Examined {
 /// Looks at the guest of an appliance. The disks are copied aside first, since the appliance reads
 /// no container of another product through us; the source is only read.
 pub fn examine(appliance: &Appliance, care: &Care, observer: &dyn Observer) -> Result<Examined> {
-    if !may_boot(appliance)? {
+    if let Some(refusal) = preflight(appliance, !care.keys.is_empty())?.refusal {
         return Ok(Examined {
             guest: None,
-            code: Some("no_system".to_owned()),
-            reason: Some("no disk has partitions or a boot loader".to_owned()),
+            code: Some(refusal.code.as_str().to_owned()),
+            reason: Some(refusal.text),
         });
     }
     let directory = care
@@ -113,37 +136,12 @@ fn examine_in(
             code: None,
             reason: None,
         },
-        Err((refusal, reason)) => Examined {
+        Err(refusal) => Examined {
             guest: None,
-            code: Some(refusal.as_str().to_owned()),
-            reason: Some(reason),
+            code: Some(refusal.code.as_str().to_owned()),
+            reason: Some(refusal.text),
         },
     })
-}
-
-/// Whether any disk may hold an operating system, by its first bytes.
-pub(super) fn may_boot(appliance: &Appliance) -> Result<bool> {
-    for disk in &appliance.disks {
-        if look(&head(disk)?) == Look::MayBoot {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// The beginning of a disk as its guest sees it.
-fn head(disk: &SourceDisk) -> Result<Vec<u8>> {
-    let mut batches = batch::Batches::new(disk.image.extents(), GuestOffset(0), batch::BATCH_BYTES);
-    let length = HEAD_BYTES.min(disk.capacity_bytes) as usize;
-    match batches.next()? {
-        Some(first) if first.start == GuestOffset(0) => {
-            let mut buffer = Buffer::new(batch::BATCH_BYTES, false);
-            buffer.fill(disk.image.as_ref(), &first)?;
-            let head = buffer.guest.get(..length).unwrap_or_default();
-            Ok(head.to_vec())
-        }
-        _ => Ok(vec![0; length]),
-    }
 }
 
 pub(super) fn case<'a>(care: &'a Care, machine: &Machine, macs: &'a [String]) -> Case<'a> {

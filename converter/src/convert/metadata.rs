@@ -3,7 +3,7 @@
 //! Readers ignore fields that they do not know; sizes are bytes, times RFC 3339 in UTC.
 use std::collections::BTreeMap;
 
-use queue::job::{JobId, Machine};
+use queue::job::{Finding, JobId, Machine};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -80,6 +80,8 @@ pub struct Guest {
     /// Why not: a stable word, and a text.
     pub code: Option<String>,
     pub reason: Option<String>,
+    /// What its owner should know, each with a stable code.
+    pub findings: Vec<Finding>,
     /// Whether domain.xml gives it virtio devices.
     pub virtio: bool,
     pub os: Option<Os>,

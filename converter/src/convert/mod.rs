@@ -12,6 +12,7 @@ mod keeper;
 pub mod metadata;
 mod output;
 mod pipeline;
+pub mod preflight;
 mod progress;
 mod resume;
 pub mod reverse;

@@ -19,6 +19,8 @@ pub use window::Window;
 use std::ops::Range;
 use std::path::Path;
 
+use queue::job::Finding;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// The unit of zero detection and of the content digest, and the cluster of every qcow2 written.
@@ -148,6 +150,9 @@ pub trait Observer: Sync {
 
     /// Something that whoever looks into the job's log should know.
     fn tell(&self, _line: &str) {}
+
+    /// Something was found of the guest that pollers should know at once.
+    fn find(&self, _finding: &Finding) {}
 }
 
 /// For those who do not look.

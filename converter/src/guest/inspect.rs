@@ -4,26 +4,20 @@
 //! the others are told.
 use std::collections::BTreeMap;
 
+use queue::job::{Finding, GuestCode};
+
 use super::Case;
 use super::appliance::{Appliance, guest};
 use super::model::{BlockDevice, BootLoader, Family, Firmware, Guest, Kernel, Nic, Os, Selinux};
 use super::names::{guest_name, unescape};
 use crate::error::Result;
 
-/// Why a guest is left as it is. Stable: pollers match on the code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    NoSystem,
-    Locked,
-    Unsupported,
-}
-
 /// What inspection came to.
 pub enum Found {
     /// A system, its file systems mounted.
     System(Box<Guest>),
     /// None that there is a recipe for.
-    Nothing(Refusal, String),
+    Nothing(Finding),
 }
 
 /// Programs and directories that tell a hypervisor's agent.
@@ -60,6 +54,7 @@ pub fn inspect(appliance: &mut Appliance<'_>, case: &Case<'_>, read_only: bool) 
     let mut guest = Guest {
         os: identify(appliance, &root)?,
         root: guest_name(&root),
+        locked,
         other_roots: linux.iter().skip(1).map(|root| guest_name(root)).collect(),
         ..Guest::default()
     };
@@ -89,18 +84,17 @@ pub fn inspect(appliance: &mut Appliance<'_>, case: &Case<'_>, read_only: bool) 
 }
 
 fn nothing(others: &[(String, String)], locked: &[String]) -> Found {
-    if let Some((root, kind)) = others.first() {
+    let (code, text) = if let Some((root, kind)) = others.first() {
         let text = format!("there is no recipe for the {kind} on {}", guest_name(root));
-        return Found::Nothing(Refusal::Unsupported, text);
-    }
-    if let Some(device) = locked.first() {
+        (GuestCode::UnsupportedGuest, text)
+    } else if let Some(device) = locked.first() {
         let text = format!("{device} is encrypted, and no key given opens it");
-        return Found::Nothing(Refusal::Locked, text);
-    }
-    Found::Nothing(
-        Refusal::NoSystem,
-        "no operating system was found on its disks".to_owned(),
-    )
+        (GuestCode::Locked, text)
+    } else {
+        let text = "no operating system was found on its disks".to_owned();
+        (GuestCode::NoSystem, text)
+    };
+    Found::Nothing(Finding { code, text })
 }
 
 /// Opens every LUKS device with the first key that fits; returns those that stay locked.

@@ -22,13 +22,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use queue::instance::config::Guest as Settings;
+use queue::job::{Finding, GuestCode};
 
 use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
 use appliance::{Drive, Site};
 use bench::Bench;
 use inspect::Found;
-pub use inspect::Refusal;
 use model::{Firmware, Guest};
 use overlay::{Image, Overlays};
 use report::ChangeReport;
@@ -57,25 +57,19 @@ pub struct Outcome {
 
 impl Outcome {
     /// A guest that stays as it is.
-    pub fn left(code: &str, reason: impl Into<String>) -> Self {
+    pub fn left(code: GuestCode, reason: impl Into<String>) -> Self {
         Self {
             report: ChangeReport {
-                code: Some(code.to_owned()),
+                code: Some(code.as_str().to_owned()),
                 reason: Some(reason.into()),
                 ..ChangeReport::default()
             },
             ..Self::default()
         }
     }
-}
 
-impl Refusal {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoSystem => "no_system",
-            Self::Locked => "locked",
-            Self::Unsupported => "unsupported_guest",
-        }
+    pub fn refused(finding: Finding) -> Self {
+        Self::left(finding.code, finding.text)
     }
 }
 
@@ -84,10 +78,10 @@ pub fn examine(
     case: &Case<'_>,
     drives: &[Drive],
     observer: &dyn Observer,
-) -> Result<std::result::Result<Guest, (Refusal, String)>> {
+) -> Result<std::result::Result<Guest, Finding>> {
     let (mut session, _) = accel::launch(case.site, case.settings.accel, drives, observer)?;
     match inspect::inspect(&mut session, case, true)? {
-        Found::Nothing(refusal, reason) => Ok(Err((refusal, reason))),
+        Found::Nothing(refusal) => Ok(Err(refusal)),
         Found::System(mut guest) => {
             drivers::list(&mut Bench::new(&mut session), &mut guest)?;
             Ok(Ok(*guest))
@@ -113,19 +107,21 @@ pub fn repair(
     clock.lap("launch");
     let mut guest = match inspect::inspect(&mut session, case, false)? {
         Found::System(guest) => *guest,
-        Found::Nothing(refusal, reason) => {
+        Found::Nothing(refusal) => {
             clock.lap("inspect");
-            let mut outcome = Outcome::left(refusal.as_str(), reason);
+            observer.find(&refusal);
+            let mut outcome = Outcome::refused(refusal);
             outcome.timings = clock.laps;
             return Ok(outcome);
         }
     };
+    guest.findings().iter().for_each(|it| observer.find(it));
     let mut bench = Bench::new(&mut session);
     drivers::list(&mut bench, &mut guest)?;
     clock.lap("inspect");
     if !repair::is_known(&guest) {
         let reason = format!("there is no recipe for {:?}", guest.os.name);
-        let mut outcome = Outcome::left(Refusal::Unsupported.as_str(), reason);
+        let mut outcome = Outcome::left(GuestCode::UnsupportedGuest, reason);
         outcome.report.found = Some(guest);
         outcome.timings = clock.laps;
         return Ok(outcome);

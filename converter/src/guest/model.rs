@@ -3,6 +3,7 @@
 //!
 //! Device names are the guest's own (`/dev/sda1` where it says so), never the appliance's; paths
 //! are absolute in the guest.
+use queue::job::{Finding, GuestCode};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +14,8 @@ pub struct Guest {
     pub root: String,
     /// Further roots that were found and not chosen.
     pub other_roots: Vec<String>,
+    /// Encrypted devices that no key given opens.
+    pub locked: Vec<String>,
     pub firmware: Firmware,
     pub boot_loader: BootLoader,
     /// Every block device with a file system, swap, LVM or RAID member on it.
@@ -24,6 +27,24 @@ pub struct Guest {
     /// Hypervisors' agents that are installed, by package or unit name.
     pub agents: Vec<String>,
     pub selinux: Selinux,
+}
+
+impl Guest {
+    /// What its owner should know, although there is a recipe.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let mut tell = |code, text| findings.push(Finding { code, text });
+        if !self.other_roots.is_empty() {
+            let (root, others) = (&self.root, self.other_roots.join(", "));
+            let text = format!("{root} was chosen; there is a system on {others}, too");
+            tell(GuestCode::SeveralRoots, text);
+        }
+        for device in &self.locked {
+            let text = format!("{device} is encrypted, and no key given opens it");
+            tell(GuestCode::Locked, text);
+        }
+        findings
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

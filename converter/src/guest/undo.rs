@@ -33,8 +33,8 @@ pub fn undo(
     let overlays = Overlays::create(directory, images)?;
     let drives = overlays.drives()?;
     let (mut session, _) = accel::launch(case.site, case.settings.accel, &drives, observer)?;
-    if let Found::Nothing(_, reason) = inspect::inspect(&mut session, case, false)? {
-        return Err(failure(reason));
+    if let Found::Nothing(refusal) = inspect::inspect(&mut session, case, false)? {
+        return Err(failure(refusal.text));
     }
     let mut bench = Bench::new(&mut session);
     let mut restored = Vec::new();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use queue::durable::{HostVolume, Volume};
 use queue::instance::Config;
-use queue::job::{JobId, Phase, VmName};
+use queue::job::{Finding, JobId, Phase, VmName};
 use queue::roots::Roots;
 use queue::service::turn::{end_badly, note_time, supersede};
 use queue::service::{Activity, Outcome, Reporter, log};
@@ -136,6 +136,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
     }
     job.check_conflict(wished.plan.format.as_str())?;
     vm::check_space(&appliance, &wished.plan, &job.staging_dir())?;
+    let caring = foresee(job, &appliance, wished.care(&settings.care))?;
     job.record.notes.clone_from(&wished.notes);
     job.record.notes.extend(appliance.notes.iter().cloned());
     note_time(job, Phase::Verify, started);
@@ -147,7 +148,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
     let resume = Resume {
         directory: job.journal_dir(),
         every_bytes: settings.config.checkpoint_mib.saturating_mul(1 << 20),
-        has_more: appliance.disks.len() > 1 || settings.care.is_wanted(),
+        has_more: appliance.disks.len() > 1 || caring.is_wanted(),
         sync: &|path| sync(path, activity),
     };
     if resume.every_bytes == 0 {
@@ -174,7 +175,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
             disk.name, disk.format
         ));
     })?;
-    care_for(&appliance, &order, settings, &mut converted, &reporter)?;
+    care_for(&appliance, &order, &caring, &mut converted, &reporter)?;
     drop(reporter);
     converted.metadata.attempts = attempts;
     converted.metadata.notes.extend(wished.notes);
@@ -182,6 +183,13 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
         job.record.timings.insert(format!("guest_{step}"), *seconds);
     }
     Ok(Work::Done(Box::new(converted)))
+}
+
+/// Tells what is known of the guest before anything is copied.
+fn foresee(job: &mut Job, appliance: &Appliance, mut caring: Care) -> Result<Care> {
+    let foreseen = caring.foresee(appliance);
+    job.record.findings.clone_from(&caring.preflight.findings);
+    foreseen.map(|()| caring)
 }
 
 /// What is compressed as a whole is unpacked into the staging directory; pollers see how far.
@@ -226,7 +234,7 @@ fn take_name(job: &mut Job, appliance: &Appliance) -> Result<Begun> {
 fn care_for(
     appliance: &Appliance,
     order: &Order<'_>,
-    settings: &Settings,
+    caring: &Care,
     converted: &mut Converted,
     reporter: &Reporter<'_>,
 ) -> Result<()> {
@@ -237,14 +245,7 @@ fn care_for(
             _ => "repairing the guest",
         });
     };
-    care::care(
-        appliance,
-        order,
-        &settings.care,
-        converted,
-        reporter,
-        &mut on_phase,
-    )?;
+    care::care(appliance, order, caring, converted, reporter, &mut on_phase)?;
     tell_care(reporter, converted);
     reporter.end_phase();
     Ok(())
@@ -290,5 +291,9 @@ impl Observer for Reporter<'_> {
 
     fn tell(&self, line: &str) {
         Reporter::tell(self, line);
+    }
+
+    fn find(&self, finding: &Finding) {
+        Reporter::find(self, finding);
     }
 }

@@ -170,6 +170,9 @@ pub fn block(job: &Job, style: &Style, now: SystemTime) -> String {
     if record.pid != 0 && job.is(JobState::Processing) {
         fields.add("Worker", format!("PID {} on {}", record.pid, record.host));
     }
+    let found = record.findings.iter();
+    let found = found.map(|it| format!("{}: {}", it.code.as_str(), it.text));
+    fields.add_all("Guest", found);
     fields.add_all("Notes", record.notes.iter().cloned());
     title + &fields.into_text()
 }

@@ -131,15 +131,61 @@ pub struct ManifestNic {
 #[serde(default)]
 pub struct Pipeline {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub inspect: Option<Value>,
+    pub inspect: Option<InspectStage>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fix: Option<Value>,
+    pub fix: Option<FixStage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub convert: Option<ConvertStage>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub validate: Option<Value>,
+    pub validate: Option<ValidateStage>,
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InspectStage {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FixStage {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// `stabilize-all`, `bypath-only` or `noop`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fstab_mode: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub regen_initramfs: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_grub: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remove_vmware_tools: Option<bool>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ValidateStage {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check_image_integrity: Option<bool>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+impl ValidateStage {
+    /// Whether the result is to be read again: one of the two asks for it, neither forbids it.
+    pub fn is_asked(&self) -> bool {
+        let wishes = [self.enabled, self.check_image_integrity];
+        wishes.contains(&Some(true)) && !wishes.contains(&Some(false))
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -307,8 +353,16 @@ impl Manifest {
         }
         if let Some(pipeline) = &self.pipeline {
             add("pipeline", &pipeline.unknown);
-            if let Some(convert) = &pipeline.convert {
-                add("pipeline.convert", &convert.unknown);
+            let stages = [
+                ("inspect", pipeline.inspect.as_ref().map(|it| &it.unknown)),
+                ("fix", pipeline.fix.as_ref().map(|it| &it.unknown)),
+                ("convert", pipeline.convert.as_ref().map(|it| &it.unknown)),
+                ("validate", pipeline.validate.as_ref().map(|it| &it.unknown)),
+            ];
+            for (stage, unknown) in stages {
+                if let Some(unknown) = unknown {
+                    add(&format!("pipeline.{stage}"), unknown);
+                }
             }
         }
         if let Some(output) = &self.output {

@@ -1,6 +1,7 @@
 //! What a job is: its identity, its name, what it was asked for, and the records that pollers read.
 //!
 //! Plain data and its JSON; nothing here touches a directory.
+mod finding;
 pub mod id;
 pub mod machine;
 pub mod manifest;
@@ -8,6 +9,7 @@ pub mod name;
 pub mod record;
 pub mod request;
 
+pub use finding::{Finding, GuestCode};
 pub use id::JobId;
 pub use machine::{Firmware, Machine, Nic};
 pub use manifest::Manifest;

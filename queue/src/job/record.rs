@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
-use crate::job::JobId;
+use crate::job::{Finding, JobId};
 
 /// The largest record that is read, in bytes.
 pub const MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -248,6 +248,9 @@ pub struct Record {
     /// The job that made this one needless: a later one of its name, or one that owns its disk.
     #[serde(default)]
     pub superseded_by: Option<JobId>,
+    /// What was found of the guest: before the first byte is copied as far as the disks tell it.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
     /// What was read over, e.g. unknown fields of the manifest.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -284,6 +287,7 @@ impl Record {
             outputs: Vec::new(),
             archived: Vec::new(),
             superseded_by: None,
+            findings: Vec::new(),
             notes: Vec::new(),
             log: Vec::new(),
         }

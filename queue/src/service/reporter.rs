@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::activity::{Activity, Command, lock, percent};
 use super::turn;
-use crate::job::{Phase, Progress};
+use crate::job::{Finding, Phase, Progress};
 use crate::spool::Job;
 
 /// Records are replaced at most twice a second.
@@ -131,6 +131,15 @@ impl<'a> Reporter<'a> {
     /// A line for whoever looks into the job's log.
     pub fn tell(&self, line: &str) {
         super::log::say(lock(&self.pen).job, line);
+    }
+
+    /// Something was found of the guest: the record tells it at once.
+    pub fn find(&self, finding: &Finding) {
+        let mut pen = lock(&self.pen);
+        if !pen.job.record.findings.contains(finding) {
+            pen.job.record.findings.push(finding.clone());
+            let _ = pen.job.save_record(false);
+        }
     }
 }
 

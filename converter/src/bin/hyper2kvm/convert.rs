@@ -130,6 +130,8 @@ fn convert(
                 .with_remedy("give a directory as --output"),
         );
     }
+    let mut caring = wishes.care(&Care::of(&wishes.guest, &examine::cache_dir()));
+    caring.foresee(&appliance)?;
     let format = wishes.plan.format.as_str();
     let staging = Staging::create(place, &name, format, args.overwrite)?;
     vm::check_space(&appliance, &wishes.plan, staging.directory())?;
@@ -155,7 +157,7 @@ fn convert(
     let mut converted = vm::vm(&appliance, &order, &progress, &mut |number, disk| {
         progress.say(format!("{} ({number}/{count})", disk.name));
     })?;
-    care_for(args, &appliance, &order, &mut converted, &progress)?;
+    care_for(&caring, &appliance, &order, &mut converted, &progress)?;
     drop(progress);
     converted
         .metadata
@@ -176,7 +178,7 @@ fn convert(
 
 /// Repairs the guest; says why one was left as it is, unless that was asked for.
 fn care_for(
-    args: &ConvertArgs,
+    caring: &Care,
     appliance: &Appliance,
     order: &Order<'_>,
     converted: &mut Converted,
@@ -184,15 +186,12 @@ fn care_for(
 ) -> Result<()> {
     let name = order.name;
     let mut on_phase = |phase: Phase| progress.say(format!("{name}: {}", phase.as_str()));
-    let caring = caring(args);
-    care::care(
-        appliance,
-        order,
-        &caring,
-        converted,
-        progress,
-        &mut on_phase,
-    )?;
+    care::care(appliance, order, caring, converted, progress, &mut on_phase)?;
+    let guest = &converted.metadata.guest;
+    let found = guest.findings.iter();
+    let found = found.filter(|it| guest.reason.as_ref() != Some(&it.text));
+    let found: Vec<String> = found.map(|it| it.text.clone()).collect();
+    converted.metadata.notes.extend(found);
     let guest = &converted.metadata.guest;
     let is_asked = guest.code.as_deref() == Some("off");
     if let Some(reason) = guest.reason.as_ref().filter(|_| !is_asked) {
@@ -200,19 +199,6 @@ fn care_for(
         converted.metadata.notes.push(note);
     }
     Ok(())
-}
-
-/// Without a daemon there is no work directory: the user's cache is.
-fn caring(args: &ConvertArgs) -> Care {
-    let mut settings = Config::default().guest;
-    settings.accel = args.accel.into();
-    if args.no_fix {
-        settings.fix = GuestFix::Off;
-    }
-    if args.boot_check {
-        settings.boot_check = BootCheck::Try;
-    }
-    Care::of(&settings, &examine::cache_dir())
 }
 
 /// What the manifest asks for, if the source is one, and over it what the command line says.
@@ -224,6 +210,14 @@ fn wishes(args: &ConvertArgs, roots: &Roots, owner: &Path, place: &Place) -> Res
             output.directory = None;
         }
         wishes = wishes.heed(&manifest, Path::new("/"))?;
+    }
+    let guest = &mut wishes.guest;
+    guest.accel = args.accel.into();
+    if args.no_fix {
+        guest.fix = GuestFix::Off;
+    }
+    if args.boot_check {
+        guest.boot_check = BootCheck::Try;
     }
     let plan = &mut wishes.plan;
     plan.threads = args.threads;
