@@ -69,6 +69,24 @@ pub fn raw_disk(path: &Path, size_bytes: u64, pieces: &[(u64, &[u8])]) -> PathBu
     path.to_path_buf()
 }
 
+/// A disk with one partition, on which only an appliance sees that there is no system. Its boot
+/// sector says `tiny login:` on the serial line and halts: for a boot check, it is up.
+pub fn tiny(path: &Path) -> PathBuf {
+    // xor ax,ax; mov ds,ax; mov si,0x7c15; mov dx,0x3f8;
+    // next: lodsb; test al,al; jz end; out dx,al; jmp next; end: hlt; jmp end
+    let code = b"\x31\xc0\x8e\xd8\xbe\x15\x7c\xba\xf8\x03\
+                 \xac\x84\xc0\x74\x03\xee\xeb\xf8\xf4\xeb\xfd\
+                 \r\ntiny login: \0";
+    let entry = [0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0];
+    let pieces: [(u64, &[u8]); 4] = [
+        (0, code),
+        (446, &entry),
+        (510, &[0x55, 0xaa]),
+        (1 << 20, b"XFSB"),
+    ];
+    raw_disk(path, 4 << 20, &pieces)
+}
+
 /// Data in the first and last sector and across grains; the size is no multiple of 64 KiB.
 pub fn edges(dir: &Path) -> PathBuf {
     let size = 37 * 1024 * 1024 + 3 * 512;

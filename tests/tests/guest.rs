@@ -4,6 +4,8 @@ use std::path::Path;
 
 use converter::convert::metadata::Metadata;
 use converter::guest::boot::Verdict;
+use converter::guest::model::Interface;
+use converter::guest::report::ChangeReport;
 use hyper2kvm_tests::daemon::{Daemon, Site, program};
 use hyper2kvm_tests::guest::{self, MAC, boot, png_size};
 use hyper2kvm_tests::images::{self, qemu_img, run, text};
@@ -64,12 +66,44 @@ fn check_proven(site: &Site, variant: &str, metadata: &Metadata) {
         "{domain}"
     );
     run("the product", text(program()), &["verify", text(&image)]);
+    check_inspection(metadata);
     // The card keeps its name and its address under its own MAC.
     let log = std::fs::read(directory.join("boot.log")).unwrap();
     let log = String::from_utf8_lossy(&log);
     let card = |line: &str| line.starts_with("ens192") && line.contains(MAC);
     assert!(log.lines().any(card), "no ens192 with {MAC} in boot.log");
     assert!(log.contains("192.0.2.10/24"), "no address in boot.log");
+}
+
+/// What is told of the guest as it came.
+fn check_inspection(metadata: &Metadata) {
+    let told = &metadata.guest;
+    let found = told.inspection.as_ref().unwrap();
+    assert_eq!(
+        (found.os.distro.as_str(), found.os.version.as_str()),
+        ("debian", "12")
+    );
+    let [card] = found.nics.as_slice() else {
+        panic!("{:?}", found.nics)
+    };
+    assert_eq!(card.mac.as_deref(), Some(MAC));
+    assert_eq!(card.name.as_deref(), Some("ens192"));
+    let is_static = |it: &&Interface| it.addresses == ["192.0.2.10/24"];
+    let interface = found.interfaces.iter().find(is_static).unwrap();
+    assert_eq!(interface.name.as_deref(), Some("ens192"));
+    assert_eq!(interface.files, ["/etc/network/interfaces"]);
+    let [kernel] = found.kernels.as_slice() else {
+        panic!("{:?}", found.kernels)
+    };
+    let holds = |driver: &str| kernel.drivers.iter().any(|held| held == driver);
+    assert!(holds("vmw_pvscsi") && !holds("virtio_blk"), "{kernel:?}");
+    assert_eq!(found.agents, ["open-vm-tools"]);
+    assert!(
+        found.locked.is_empty() && told.findings.is_empty(),
+        "{:?}",
+        told.findings
+    );
+    assert!(told.timings.contains_key("trim"), "{:?}", told.timings);
 }
 
 /// The whole chain for the simplest guest: it stops on virtio before, and boots on both after.
@@ -90,7 +124,32 @@ fn a_guest_from_vmware_boots_on_virtio() {
         &["login:", "ALERT!"],
     );
     assert!(said.contains("vmware-guest login:"), "{said}");
+    a_second_repair_changes_nothing(&site);
     undo_restores_every_byte(&site);
+}
+
+/// The repaired image, converted again as the same machine's: there is nothing left to do.
+fn a_second_repair_changes_nothing(site: &Site) {
+    let top = site.top.path().join("again");
+    std::fs::create_dir(&top).unwrap();
+    let image = site.directories.output.join("plain/plain.qcow2");
+    std::fs::copy(image, top.join("plain.qcow2")).unwrap();
+    let manifest = serde_json::json!({"manifest_version": "1.0", "source": {"vm_name": "plain"},
+        "vm": {"firmware": "bios"}, "nics": [{"mac": MAC}], "disks": [{"id": "disk",
+            "source_format": "qcow2", "bytes": 0, "local_path": "plain.qcow2"}]});
+    std::fs::write(top.join("manifest.json"), manifest.to_string()).unwrap();
+    let mut command = std::process::Command::new("timeout");
+    command.arg("500").arg(program());
+    command.args(["convert", "--accel", "tcg", "--output"]);
+    command.arg(top.join("out/")).arg(&top);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report = std::fs::read(top.join("out/plain/change-report.json")).unwrap();
+    let report: ChangeReport = serde_json::from_slice(&report).unwrap();
+    assert!(report.repaired, "{report:?}");
+    assert!(report.changes.is_empty(), "{:?}", report.changes);
+    assert!(report.ran.is_empty(), "{:?}", report.ran);
 }
 
 /// The files of the guest as the source has them, after `undo` on the published result.

@@ -131,8 +131,8 @@ fn make_disks(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts programs, units, configuration and checks where the booted system finds them.
-fn furnish(upper: &Path) -> Result<()> {
+/// Puts programs, units, a configuration and a script of checks where the booted system finds them.
+fn furnish(upper: &Path, script: &str) -> Result<()> {
     let destdir = format!("DESTDIR={}", upper.display());
     let programs = format!("BIN_DIR={}", programs()?.display());
     run(
@@ -147,13 +147,10 @@ fn furnish(upper: &Path) -> Result<()> {
         config.join("hyper2kvm.toml"),
     )?;
     fs::write(config.join("vsphere-prod.toml"), VSPHERE)?;
-
     let checks = upper.join("test");
     fs::create_dir_all(&checks)?;
-    fs::copy(
-        top().join("tests/systemd/checks.sh"),
-        checks.join("checks.sh"),
-    )?;
+    let script = top().join("tests/systemd").join(script);
+    fs::copy(script, checks.join("checks.sh"))?;
     let units = upper.join("etc/systemd/system");
     let wanted = units.join("multi-user.target.wants");
     fs::create_dir_all(&wanted)?;
@@ -182,7 +179,7 @@ fn the_installed_units_work_under_systemd() -> Result<()> {
     let root = run(top().join("tests/setup/root.sh"), &[])?;
     let work = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
     let (upper, state) = (work.path().join("upper"), work.path().join("state"));
-    furnish(&upper)?;
+    furnish(&upper, "checks.sh")?;
     let disks = state.join("disks");
     make_disks(&disks)?;
 
@@ -206,6 +203,46 @@ fn the_installed_units_work_under_systemd() -> Result<()> {
         let (result, raw) = (state.join(result), disks.join(format!("{disk}.raw")));
         run("qemu-img", &[&"check", &"-q", &result])?;
         run("qemu-img", &[&"compare", &"-q", &raw, &result])?;
+    }
+    Ok(())
+}
+
+const GUEST: &str = "[guest]\nfix = \"try\"\nboot_check = \"try\"\naccel = \"tcg\"\n";
+
+/// The installed unit on this host's own system (which has libguestfs and QEMU), booted under an
+/// overlay: its sandbox lets an appliance and a boot check run, as the service's user.
+#[test]
+fn the_sandbox_lets_an_appliance_and_a_boot_check_run() -> Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "this test boots a container: run it as root"
+    );
+    let work = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let (upper, state) = (work.path().join("upper"), work.path().join("state"));
+    furnish(&upper, "guest.sh")?;
+    fs::write(upper.join("etc/hyper2kvm/hyper2kvm.toml"), GUEST)?;
+    // Nothing of the host's disks is mounted.
+    fs::write(upper.join("etc/fstab"), "")?;
+    fs::create_dir_all(state.join("disks"))?;
+    hyper2kvm_tests::images::tiny(&state.join("disks/tiny.raw"));
+    let boot = top().join("tests/systemd/boot.sh");
+    let limit = ["--kill-after=10", LIMIT];
+    let booted = run(
+        "timeout",
+        &[
+            &limit[0],
+            &limit[1],
+            &boot,
+            &"/",
+            &work.path(),
+            &"checks.service",
+        ],
+    );
+    let log = fs::read_to_string(upper.join("test/log")).unwrap_or_default();
+    booted.with_context(|| format!("the container ended badly; the checks said:\n{log}"))?;
+    for check in ["devices", "appliance", "boot_check"] {
+        let is_fine = log.lines().any(|line| line == format!("ok {check}"));
+        ensure!(is_fine, "{check} failed:\n{log}");
     }
     Ok(())
 }

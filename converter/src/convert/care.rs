@@ -11,7 +11,8 @@ use super::vm::{Converted, DOMAIN, Order, write_domain};
 use super::{Resume, digest, reopen};
 use crate::disk::{Observer, Window};
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::accel::{self, Accel};
+use crate::guest::accel;
+use crate::guest::appliance::drive;
 use crate::guest::berths::Berth;
 use crate::guest::boot::{self, Bus, Verdict};
 use crate::guest::model::{Firmware, Guest};
@@ -310,7 +311,10 @@ fn prove(
     observer: &dyn Observer,
 ) -> Result<()> {
     let is_required = care.settings.boot_check == BootCheck::Require;
-    let accel = accel::known(care.settings.accel, &care.site.work).unwrap_or(Accel::Tcg);
+    let drives = machine.disks.iter();
+    let drives = drives.map(|disk| drive(&disk.path, disk.format, true));
+    let drives = drives.collect::<Result<Vec<_>>>()?;
+    let accel = accel::settle(&care.site, care.settings.accel, &drives, observer)?;
     let proof = match boot::prove(directory, machine, accel, observer) {
         Ok(proof) => proof,
         Err(error) if guest::is_final(&error) || is_required => return Err(error),

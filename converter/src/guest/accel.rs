@@ -61,9 +61,14 @@ pub fn known(setting: Setting, work: &Path) -> Option<Accel> {
     (verdict.boot_id == boot_id()).then_some(verdict.accel)
 }
 
+/// Where the service is not shown it (ProcSubset=pid), the device's own age stands for it.
 fn boot_id() -> String {
-    let id = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
-    id.trim().to_owned()
+    use std::os::unix::fs::MetadataExt;
+    if let Ok(id) = std::fs::read_to_string(BOOT_ID) {
+        return id.trim().to_owned();
+    }
+    let made = std::fs::metadata(DEVICE).map_or(0, |device| device.ctime());
+    format!("{DEVICE} of {made}")
 }
 
 fn remember(work: &Path, accel: Accel, reason: String) {
@@ -104,6 +109,28 @@ pub fn launch<'a>(
     );
     remember(&site.work, Accel::Tcg, refused.to_line());
     Ok((appliance, Accel::Tcg))
+}
+
+/// What to run a guest with: what is known, else what an appliance that only reads these disks
+/// comes up with.
+pub fn settle(
+    site: &Site,
+    setting: Setting,
+    drives: &[Drive],
+    observer: &dyn Observer,
+) -> Result<Accel> {
+    if let Some(accel) = known(setting, &site.work) {
+        return Ok(accel);
+    }
+    match launch(site, setting, drives, observer) {
+        Ok((_, accel)) => Ok(accel),
+        Err(error) if error.kind == ErrorKind::Cancelled => Err(error),
+        // Emulation is slow, but it does not hang.
+        Err(error) => {
+            tracing::warn!("KVM was not tried: {}", error.to_line());
+            Ok(Accel::Tcg)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ const TOLD: [&str; 8] = [
     "e1000e",
 ];
 
-/// Fills in the drivers of interest of every kernel's initramfs.
+/// Fills in the drivers of interest of every kernel's initramfs, and those that it has built in.
 pub fn list(bench: &mut Bench<'_, '_>, guest: &mut Guest) -> Result<()> {
     let appliance = &mut *bench.appliance;
     let exists = |path: &str| appliance.flag("exists", &[path]);
@@ -32,13 +32,14 @@ pub fn list(bench: &mut Bench<'_, '_>, guest: &mut Guest) -> Result<()> {
         };
         let arguments: Vec<&str> = commands.list.iter().map(String::as_str).collect();
         // An initramfs that cannot be listed is one that nobody vouches for.
-        kernel.drivers = match bench.appliance.run(&arguments) {
-            Ok(listing) => of_interest(&listing),
-            Err(error) => {
-                bench.skipped.push(error.to_line());
-                Vec::new()
-            }
-        };
+        let mut listing = bench.appliance.run(&arguments).unwrap_or_else(|error| {
+            bench.skipped.push(error.to_line());
+            String::new()
+        });
+        let builtin = bench.read(&format!("{}/modules.builtin", kernel.modules))?;
+        listing.push('\n');
+        listing.push_str(&String::from_utf8_lossy(&builtin.unwrap_or_default()));
+        kernel.drivers = of_interest(&listing);
     }
     Ok(())
 }

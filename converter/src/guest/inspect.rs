@@ -21,15 +21,17 @@ pub enum Found {
 }
 
 /// Programs and directories that tell a hypervisor's agent.
-const AGENTS: [(&str, &str); 8] = [
+const AGENTS: [(&str, &str); 10] = [
     ("open-vm-tools", "/usr/bin/vmtoolsd"),
     ("vmware-tools", "/etc/vmware-tools/installer.sh"),
     ("virtualbox-guest-utils", "/usr/sbin/VBoxService"),
+    ("virtualbox-guest-utils", "/usr/bin/VBoxService"),
     ("xe-guest-utilities", "/usr/sbin/xe-daemon"),
     ("hyperv-daemons", "/usr/sbin/hv_kvp_daemon"),
     ("hyperv-daemons", "/usr/sbin/hypervkvpd"),
     ("walinuxagent", "/usr/sbin/waagent"),
     ("qemu-guest-agent", "/usr/sbin/qemu-ga"),
+    ("qemu-guest-agent", "/usr/bin/qemu-ga"),
 ];
 
 /// Opens what is locked, finds the system, mounts it, and looks at it.

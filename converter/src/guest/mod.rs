@@ -16,6 +16,7 @@ mod names;
 pub mod overlay;
 mod repair;
 pub mod report;
+mod trim;
 pub mod undo;
 
 use std::path::Path;
@@ -51,7 +52,7 @@ pub struct Outcome {
     pub report: ChangeReport,
     /// Whether it has virtio drivers for its disks and network.
     pub virtio: bool,
-    /// Seconds for launching, inspecting, repairing and committing.
+    /// Seconds for launching, inspecting, repairing, trimming and committing.
     pub timings: Vec<(&'static str, f64)>,
 }
 
@@ -83,10 +84,16 @@ pub fn examine(
     match inspect::inspect(&mut session, case, true)? {
         Found::Nothing(refusal) => Ok(Err(refusal)),
         Found::System(mut guest) => {
-            drivers::list(&mut Bench::new(&mut session), &mut guest)?;
+            survey(&mut Bench::new(&mut session), &mut guest)?;
             Ok(Ok(*guest))
         }
     }
+}
+
+/// What the mounted guest's own files tell of it.
+fn survey(bench: &mut Bench<'_, '_>, guest: &mut Guest) -> Result<()> {
+    drivers::list(bench, guest)?;
+    linux::plan::cards::survey(bench, guest)
 }
 
 /// Repairs the guest on the staged images of `directory`: all of it or nothing. A guest without a
@@ -117,7 +124,7 @@ pub fn repair(
     };
     guest.findings().iter().for_each(|it| observer.find(it));
     let mut bench = Bench::new(&mut session);
-    drivers::list(&mut bench, &mut guest)?;
+    survey(&mut bench, &mut guest)?;
     clock.lap("inspect");
     if !repair::is_known(&guest) {
         let reason = format!("there is no recipe for {:?}", guest.os.name);
@@ -128,6 +135,9 @@ pub fn repair(
     }
     let found = guest.clone();
     let virtio = repair::repair(&mut bench, &mut guest, case.settings)?;
+    clock.lap("repair");
+    let before_bytes = trim::allocated_bytes(images);
+    trim::trim(&mut bench, &guest, images);
     let Bench {
         changes,
         skipped,
@@ -135,7 +145,7 @@ pub fn repair(
         ..
     } = bench;
     session.shutdown()?;
-    clock.lap("repair");
+    clock.lap("trim");
     let changes = report::archive(directory, &changes)?;
     before_commit()?;
     overlays.commit().map_err(half_done)?;
@@ -147,6 +157,7 @@ pub fn repair(
             changes,
             skipped,
             ran,
+            freed_bytes: before_bytes.saturating_sub(trim::allocated_bytes(images)),
             ..ChangeReport::default()
         },
         virtio,

@@ -22,8 +22,10 @@ pub struct Guest {
     pub devices: Vec<BlockDevice>,
     /// Installed kernels, newest last.
     pub kernels: Vec<Kernel>,
-    /// Network cards that the guest's configuration knows.
+    /// The machine's network cards.
     pub nics: Vec<Nic>,
+    /// Network interfaces as the guest's files configure them.
+    pub interfaces: Vec<Interface>,
     /// Hypervisors' agents that are installed, by package or unit name.
     pub agents: Vec<String>,
     pub selinux: Selinux,
@@ -138,10 +140,22 @@ pub struct Kernel {
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Nic {
-    /// Lower case, with colons; the machine's, or what the configuration pins.
+    /// Lower case, with colons.
     pub mac: Option<String>,
-    /// The interface's name in the guest, e.g. `ens192`.
+    /// The interface's name in the guest, e.g. `ens192`, where that is certain.
     pub name: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Interface {
+    pub name: Option<String>,
+    /// The card's, as the files say.
+    pub mac: Option<String>,
+    /// As they are written, with or without a prefix length; `dhcp` for those.
+    pub addresses: Vec<String>,
+    /// The files that configure it.
+    pub files: Vec<String>,
 }
 
 /// What stands at a path of the guest.

@@ -29,6 +29,8 @@ pub struct ChangeReport {
     pub skipped: Vec<String>,
     /// Guest programs that were run.
     pub ran: Vec<String>,
+    /// What the images take less of the host's file system than before the repair.
+    pub freed_bytes: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

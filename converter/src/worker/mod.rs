@@ -12,12 +12,14 @@ use queue::spool::Job;
 use crate::convert::examine::Care;
 use crate::convert::wishes;
 use crate::error::Result;
+use crate::guest::appliance;
 use crate::guest::berths::Berth;
 use turn::Settings;
 
 /// Runs the instance's daemon until SIGTERM or SIGINT; `reload` reads its configuration again.
 pub fn run(instance: Instance, reload: &dyn Fn() -> Result<Instance>) -> Result<()> {
     let host = host_name();
+    appliance::sweep(&instance.directories.work);
     queue::service::run(service(instance, &host), &|| Ok(service(reload()?, &host)))
 }
 

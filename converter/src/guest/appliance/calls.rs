@@ -98,10 +98,23 @@ impl Appliance<'_> {
     }
 
     pub fn free_bytes(&mut self, path: &str) -> Result<u64> {
+        self.space(path).map(|(free_bytes, _)| free_bytes)
+    }
+
+    /// Free bytes and all bytes of the file system at a path.
+    pub fn space(&mut self, path: &str) -> Result<(u64, u64)> {
         match self.ask(&Request::Space(path.to_owned()), &[])?.0 {
-            Reply::Numbers(numbers) => Ok(non_negative(&numbers, 0)),
+            Reply::Numbers(numbers) => Ok((non_negative(&numbers, 0), non_negative(&numbers, 2))),
             other => Err(unexpected("statvfs", &other)),
         }
+    }
+
+    /// Discards what is free in a part of a mounted file system.
+    pub fn trim(&mut self, path: &str, start: u64, length: u64, least: u64) -> Result<()> {
+        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let (start, length, least) = (number(start), number(length), number(least));
+        let request = Request::Trim(path.to_owned(), start, length, least);
+        self.ask(&request, &[]).map(|_| ())
     }
 
     pub fn open_luks(&mut self, device: &str, name: &str, key: &[u8]) -> Result<()> {

@@ -79,6 +79,9 @@ const ADD_DRIVE_READONLY: c_int = 0;
 const ADD_DRIVE_FORMAT: c_int = 1;
 const ADD_DRIVE_CACHEMODE: c_int = 9;
 const ADD_DRIVE_DISCARD: c_int = 10;
+const TRIM_OFFSET: c_int = 0;
+const TRIM_LENGTH: c_int = 1;
+const TRIM_LEAST: c_int = 2;
 const END: c_int = -1;
 
 pub(super) struct Library {
@@ -299,6 +302,29 @@ impl Library {
         self.take_text(result)
     }
 
+    /// Discards what is free within so many bytes of a mounted file system, in pieces worth it.
+    pub fn trim(&self, path: &CString, start: i64, length: i64, least: i64) -> Outcome<()> {
+        let trim = self.symbol("fstrim")?;
+        // SAFETY: `int guestfs_fstrim (guestfs_h *, const char *, ...)`: pairs of a number and its
+        // `int64_t`, ended by -1.
+        let result = unsafe {
+            let trim: unsafe extern "C" fn(Handle, *const c_char, ...) -> c_int =
+                std::mem::transmute(trim);
+            trim(
+                self.handle,
+                path.as_ptr(),
+                TRIM_OFFSET,
+                start,
+                TRIM_LENGTH,
+                length,
+                TRIM_LEAST,
+                least,
+                END,
+            )
+        };
+        self.done(result)
+    }
+
     pub fn open_luks(&self, device: &CString, key: &CString, name: &CString) -> Outcome<()> {
         let open = self.symbol("cryptsetup_open")?;
         let (device, key, name) = (device.as_ptr(), key.as_ptr(), name.as_ptr());
@@ -350,6 +376,7 @@ mod tests {
             "statns",
             "statvfs",
             "cryptsetup_open",
+            "fstrim",
         ];
         for name in CALLS.iter().map(|(name, ..)| *name).chain(others) {
             library.symbol(name).unwrap();

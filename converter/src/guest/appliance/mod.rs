@@ -6,6 +6,7 @@ mod calls;
 mod files;
 mod library;
 mod process;
+mod scratch;
 mod wire;
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -19,6 +20,8 @@ use nix::unistd::Pid;
 
 pub use calls::Stat;
 pub use process::serve;
+use scratch::Scratch;
+pub use scratch::sweep;
 pub use wire::Drive;
 use wire::{Launch, Reply, Request, receive, send};
 
@@ -55,7 +58,7 @@ pub struct Appliance<'a> {
     replies: Receiver<Result<(Reply, Vec<u8>)>>,
     observer: &'a dyn Observer,
     deadline: Instant,
-    log: PathBuf,
+    scratch: Scratch,
     /// Whether the process is gone, and why.
     is_over: bool,
 }
@@ -94,9 +97,8 @@ impl<'a> Appliance<'a> {
         limit: Duration,
     ) -> Result<Self> {
         let failed = |error| failed("start the appliance's process", error);
-        let scratch = site.work.join("appliance");
-        std::fs::create_dir_all(&scratch).map_err(|e| Error::io("create", &scratch, e))?;
-        let log = scratch.join(format!("{}.log", unique()));
+        let scratch = Scratch::create(&site.work)?;
+        let log = scratch.log();
         let stderr = std::fs::File::create(&log).map_err(|e| Error::io("create", &log, e))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("hyper2kvm").arg(COMMAND).process_group(0);
@@ -106,13 +108,13 @@ impl<'a> Appliance<'a> {
             .stderr(stderr);
         command
             .env("LIBGUESTFS_BACKEND", "direct")
-            .env("TMPDIR", &scratch);
+            .env("TMPDIR", scratch.directory());
         match accel {
             Accel::Tcg => command.env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg"),
             Accel::Kvm => command.env("LIBGUESTFS_BACKEND_SETTINGS", "force_kvm"),
         };
         if std::env::var_os("LIBGUESTFS_CACHEDIR").is_none() {
-            command.env("LIBGUESTFS_CACHEDIR", &scratch);
+            command.env("LIBGUESTFS_CACHEDIR", scratch::shared(&site.work));
         }
         let mut child = command.spawn().map_err(failed)?;
         let input = child.stdin.take();
@@ -135,7 +137,7 @@ impl<'a> Appliance<'a> {
             replies,
             observer,
             deadline: Instant::now() + limit,
-            log,
+            scratch,
             is_over: false,
         })
     }
@@ -191,7 +193,7 @@ impl<'a> Appliance<'a> {
         if let Some(signal) = status.and_then(|status| status.signal()) {
             text.push_str(&format!(" (signal {signal})"));
         }
-        let said = std::fs::read(&self.log).unwrap_or_default();
+        let said = std::fs::read(self.scratch.log()).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
         let said: Vec<&str> = said
             .lines()
@@ -233,8 +235,6 @@ impl Drop for Appliance<'_> {
     fn drop(&mut self) {
         self.input = None;
         self.kill();
-        // A log that cannot be removed lies in the work directory and harms nobody.
-        let _ = std::fs::remove_file(&self.log);
     }
 }
 
@@ -266,16 +266,10 @@ fn name_of(request: &Request) -> String {
         Request::Run(arguments) => arguments.join(" "),
         Request::Chmod(_, path) | Request::Chown(_, _, path) => format!("setting mode of {path}"),
         Request::Stat(path) | Request::Space(path) => format!("looking at {path}"),
+        Request::Trim(path, ..) => format!("trimming {path}"),
         Request::OpenLuks(device, _) => format!("opening {device}"),
         Request::Shutdown => "shutdown".to_owned(),
     }
-}
-
-/// A name that no other session of this host has.
-fn unique() -> String {
-    static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    format!("{}-{count}", std::process::id())
 }
 
 /// The path as the appliance's process is told it.

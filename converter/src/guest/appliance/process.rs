@@ -73,6 +73,9 @@ fn answer(
             let bytes = |blocks: i64| blocks.saturating_mul(unit);
             Reply::Numbers(vec![bytes(free), free_inodes, bytes(blocks)])
         }
+        Request::Trim(path, start, length, least) => {
+            done(library.trim(&text(&path)?, start, length, least)?)
+        }
         Request::OpenLuks(device, name) => {
             let key = library::key(bytes)?;
             done(library.open_luks(&text(&device)?, &key, &text(&name)?)?)

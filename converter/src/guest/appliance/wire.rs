@@ -30,6 +30,8 @@ pub(super) enum Request {
     Stat(String),
     /// Free bytes, free inodes, and bytes of the file system at a path.
     Space(String),
+    /// Mountpoint, first byte, number of bytes, least length of a piece.
+    Trim(String, i64, i64, i64),
     /// Device, key (the frame's bytes), name of the mapping.
     OpenLuks(String, String),
     /// Unmounts, flushes, powers off.

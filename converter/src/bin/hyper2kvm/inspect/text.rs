@@ -1,6 +1,7 @@
 //! What `inspect` found, as lines for people. Texts come from files: nothing of them may steer the
 //! terminal, and no list fills it.
 use converter::convert::examine::Examined;
+use converter::guest::model::Guest;
 use indicatif::BinaryBytes;
 use serde_json::Value;
 
@@ -30,10 +31,20 @@ fn show_guest(examined: &Examined) {
         return field("system", examined.reason.as_deref());
     };
     field("system", Some(&guest.os.name));
+    let os = [&guest.os.distro, &guest.os.version, &guest.os.arch];
+    let os: Vec<&str> = os
+        .map(String::as_str)
+        .into_iter()
+        .filter(|it| !it.is_empty())
+        .collect();
+    field("version", Some(&os.join(" ")));
     field("hostname", guest.os.hostname.as_deref());
     field("root", Some(&guest.root));
     for root in guest.other_roots.iter().take(MOST_LINES) {
         field("other root", Some(root));
+    }
+    for device in guest.locked.iter().take(MOST_LINES) {
+        field("locked", Some(device));
     }
     let boots = format!("{:?}, {:?}", guest.firmware, guest.boot_loader).to_lowercase();
     field("boots by", Some(&boots));
@@ -50,6 +61,7 @@ fn show_guest(examined: &Examined) {
         let line = format!("{}: {}", kernel.version, kernel.drivers.join(" "));
         field("kernel", Some(&line));
     }
+    show_network(guest);
     for agent in guest.agents.iter().take(MOST_LINES) {
         field("agent", Some(agent));
     }
@@ -57,6 +69,24 @@ fn show_guest(examined: &Examined) {
         "selinux",
         Some(&format!("{:?}", guest.selinux).to_lowercase()),
     );
+}
+
+fn show_network(guest: &Guest) {
+    for nic in guest.nics.iter().take(MOST_LINES) {
+        let parts = [nic.mac.as_deref(), nic.name.as_deref()];
+        let parts: Vec<&str> = parts.into_iter().flatten().collect();
+        field("card", Some(&parts.join(" is ")));
+    }
+    for interface in guest.interfaces.iter().take(MOST_LINES) {
+        let (name, mac) = (interface.name.as_deref(), interface.mac.as_deref());
+        let line = format!(
+            "{} {} ({})",
+            name.or(mac).unwrap_or("any"),
+            interface.addresses.join(" "),
+            interface.files.join(", ")
+        );
+        field("interface", Some(&line));
+    }
 }
 
 fn field(name: &str, value: Option<&str>) {

@@ -1,10 +1,11 @@
 //! The network: first every file is read for names and cards, then each is revised.
 use std::collections::BTreeSet;
 
-use super::Planner;
+use super::{Planner, Tree, files};
 use crate::error::Result;
 use crate::guest::linux::network::identity::{self, Interface, Pairing, Pin, pair};
 use crate::guest::linux::network::{ifcfg, ifupdown, keyfile, netplan, networkd, rules, wicked};
+use crate::guest::model;
 
 /// A way of configuring an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,9 +81,64 @@ impl Stack {
     }
 }
 
+fn network_files(tree: &mut dyn Tree) -> Result<Vec<(Stack, String)>> {
+    let mut all = Vec::new();
+    for (stack, directory) in PLACES {
+        let found = files(tree, directory, |name| stack.owns(name))?;
+        all.extend(found.into_iter().map(|path| (stack, path)));
+    }
+    all.push((Stack::Interfaces, "/etc/network/interfaces".to_owned()));
+    Ok(all)
+}
+
+fn macs(guest: &model::Guest) -> Vec<String> {
+    let macs = guest.nics.iter().filter_map(|nic| nic.mac.as_deref());
+    macs.filter_map(identity::mac).collect()
+}
+
+/// Fills in the interfaces that the guest's files configure, and the names of the machine's cards.
+pub fn survey(tree: &mut dyn Tree, guest: &mut model::Guest) -> Result<()> {
+    let mut told = Vec::new();
+    for (stack, path) in network_files(tree)? {
+        let bytes = tree.read(&path)?.unwrap_or_default();
+        for interface in stack.read(&path, &bytes) {
+            told.push(interface.clone());
+            note(&mut guest.interfaces, interface, &path);
+        }
+    }
+    let pairing = pair(&told, &macs(guest));
+    for nic in &mut guest.nics {
+        let mac = nic.mac.as_deref().and_then(identity::mac);
+        let name = mac.and_then(|mac| pairing.name_of(&mac).map(str::to_owned));
+        nic.name = name.or(nic.name.take());
+    }
+    Ok(())
+}
+
+/// Adds what one file says of an interface to what the others do.
+fn note(known: &mut Vec<model::Interface>, told: Interface, path: &str) {
+    let is_same = |it: &model::Interface| match &told.name {
+        Some(name) => it.name.as_ref() == Some(name),
+        None => it.name.is_none() && it.mac == told.mac,
+    };
+    let at = known.iter().position(is_same).unwrap_or(known.len());
+    if at == known.len() {
+        known.push(model::Interface::default());
+    }
+    let Some(place) = known.get_mut(at) else {
+        return;
+    };
+    place.name = told.name;
+    place.mac = place.mac.take().or(told.mac);
+    place.addresses.extend(told.addresses);
+    place.addresses.dedup();
+    place.files.push(path.to_owned());
+    place.files.dedup();
+}
+
 impl Planner<'_> {
     pub(super) fn cards(&mut self) -> Result<()> {
-        let files = self.network_files()?;
+        let files = network_files(self.tree)?;
         let mut interfaces = Vec::new();
         for (stack, path) in &files {
             let bytes = self.read(path)?.unwrap_or_default();
@@ -92,11 +148,7 @@ impl Planner<'_> {
             }
             interfaces.extend(stack.read(path, &bytes));
         }
-        let nics = self.guest.nics.iter();
-        let macs: Vec<String> = nics
-            .filter_map(|nic| identity::mac(nic.mac.as_deref()?))
-            .collect();
-        let mut pairing = pair(&interfaces, &macs);
+        let mut pairing = pair(&interfaces, &macs(self.guest));
         let has_udev = self.tree.exists("/etc/udev")? || self.tree.exists("/lib/udev")?;
         if !has_udev {
             // Names come from the kernel, in the order of the cards, which stays.
@@ -109,16 +161,6 @@ impl Planner<'_> {
             self.revise_card(*stack, path, &pairing)?;
         }
         self.pin(&pairing, &files)
-    }
-
-    fn network_files(&mut self) -> Result<Vec<(Stack, String)>> {
-        let mut files = Vec::new();
-        for (stack, directory) in PLACES {
-            let found = self.files(directory, |name| stack.owns(name))?;
-            files.extend(found.into_iter().map(|path| (stack, path)));
-        }
-        files.push((Stack::Interfaces, "/etc/network/interfaces".to_owned()));
-        Ok(files)
     }
 
     /// One rule for each card whose name nothing else ties to it.

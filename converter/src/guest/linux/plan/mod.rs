@@ -133,17 +133,8 @@ impl Planner<'_> {
         }
     }
 
-    /// The full paths of the files in `directory` that `wanted` picks by name, sorted.
     fn files(&mut self, directory: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-        let mut names = self.tree.list(directory)?;
-        names.retain(|name| is_file_name(name) && wanted(name));
-        names.sort();
-        // More than any real directory of configuration has.
-        names.truncate(1000);
-        Ok(names
-            .into_iter()
-            .map(|name| format!("{directory}/{name}"))
-            .collect())
+        files(self.tree, directory, wanted)
     }
 
     /// Edits a file that is there; whether anything changed.
@@ -268,6 +259,21 @@ impl Planner<'_> {
         }
         Ok(())
     }
+}
+
+/// The full paths of the files in `directory` that `wanted` picks by name, sorted.
+fn files(
+    tree: &mut dyn Tree,
+    directory: &str,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<String>> {
+    let mut names = tree.list(directory)?;
+    names.retain(|name| is_file_name(name) && wanted(name));
+    names.sort();
+    // More than any real directory of configuration has.
+    names.truncate(1000);
+    let path = |name: String| format!("{directory}/{name}");
+    Ok(names.into_iter().map(path).collect())
 }
 
 /// A single name that names nothing outside its directory.

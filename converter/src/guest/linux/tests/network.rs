@@ -6,7 +6,7 @@ use queue::instance::config::Guest as Settings;
 use super::tree::{Files, Sample};
 use crate::guest::linux::network::identity::{Interface, is_name, pair};
 use crate::guest::linux::network::rules;
-use crate::guest::linux::plan::cards::Stack;
+use crate::guest::linux::plan::cards::{Stack, survey};
 use crate::guest::linux::plan::plan;
 
 type Cards = BTreeMap<String, (Option<String>, BTreeSet<String>)>;
@@ -81,6 +81,32 @@ fn names_and_addresses_stay_with_their_cards() {
         }
     }
     assert!(pinned > 25, "{pinned}");
+}
+
+#[test]
+fn the_machines_cards_get_the_names_that_the_files_tell() {
+    let mut named = 0;
+    for name in Sample::names() {
+        let mut sample = Sample::load(&name);
+        survey(&mut sample.files, &mut sample.guest).unwrap();
+        let guest = &sample.guest;
+        assert!(!guest.interfaces.is_empty(), "{name}");
+        for interface in &guest.interfaces {
+            for path in &interface.files {
+                assert!(sample.files.contents.contains_key(path), "{name}: {path}");
+            }
+        }
+        named += guest.nics.iter().filter(|nic| nic.name.is_some()).count();
+        if name == "rocky-8" {
+            assert_eq!(guest.nics[0].name.as_deref(), Some("ens192"));
+            let card = &guest.interfaces[0];
+            assert_eq!(card.name.as_deref(), Some("ens192"));
+            assert!(!card.addresses.is_empty());
+            let file = "/etc/sysconfig/network-scripts/ifcfg-ens192";
+            assert_eq!(card.files, [file]);
+        }
+    }
+    assert!(named > 20, "{named}");
 }
 
 proptest::proptest! {
