@@ -27,6 +27,20 @@ pub struct Roots {
     sources: Vec<Root>,
 }
 
+/// The directory of a file, held open: what is named beside that file, now and later.
+#[derive(Debug)]
+pub struct Folder(Root);
+
+impl Folder {
+    /// The regular file `name` in it; `None` if it is not there.
+    pub fn open(&self, name: &str) -> Result<Option<File>> {
+        match open_beneath(&self.0, Path::new(name)) {
+            Err(error) if error.os_error() == Some(nix::libc::ENOENT) => Ok(None),
+            file => file.map(Some),
+        }
+    }
+}
+
 impl Roots {
     /// `job` is where relative names resolve; `sources` are the directories beneath which absolute
     /// names may lie. A source root that does not exist is left out: nothing lies beneath it.
@@ -81,6 +95,28 @@ impl Roots {
             }
         }
         Err(outside(referrer, name))
+    }
+
+    /// Opens the directory of the file at `path`, which lies beneath the job's directory.
+    pub fn folder_of(&self, path: &Path) -> Result<Folder> {
+        let place = path.parent().unwrap_or(path);
+        let beneath = place.strip_prefix(&self.job.path).map_err(|_| {
+            Error::invalid(format!(
+                "{} lies outside the job's directory",
+                place.display()
+            ))
+        })?;
+        let beneath = match beneath.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => beneath,
+        };
+        let how = confined(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY);
+        let directory = openat2(&self.job.directory, beneath, how)
+            .map_err(|errno| Error::io("open directory", place, errno.into()))?;
+        Ok(Folder(Root {
+            path: place.to_path_buf(),
+            directory: File::from(directory),
+        }))
     }
 
     /// Opens the regular file at `path`, which lies beneath the job's directory or a source root.
@@ -162,13 +198,7 @@ fn open_beneath(root: &Root, beneath: &Path) -> Result<File> {
         return Err(Error::io("open", &path, error));
     }
     // O_NONBLOCK: a FIFO must not block the open; it is refused below.
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-        .resolve(
-            ResolveFlag::RESOLVE_BENEATH
-                | ResolveFlag::RESOLVE_NO_SYMLINKS
-                | ResolveFlag::RESOLVE_NO_MAGICLINKS,
-        );
+    let how = confined(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY);
     let descriptor: OwnedFd = openat2(&root.directory, beneath, how)
         .map_err(|errno| Error::io("open", &path, errno.into()))?;
     let file = File::from(descriptor);
@@ -184,6 +214,14 @@ fn open_beneath(root: &Root, beneath: &Path) -> Result<File> {
         );
     }
     Ok(file)
+}
+
+fn confined(flags: OFlag) -> OpenHow {
+    OpenHow::new().flags(flags).resolve(
+        ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_SYMLINKS
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+    )
 }
 
 #[cfg(test)]
@@ -233,6 +271,16 @@ mod tests {
         ] {
             let error = roots.open_reference(&referrer, name).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Invalid, "{name}: {error}");
+        }
+        let folder = roots.folder_of(&job.join("disks/a.vmdk")).unwrap();
+        assert!(folder.open("a.vmdk").unwrap().is_some());
+        assert!(folder.open("absent").unwrap().is_none());
+        for name in ["../../secret", "/etc/shadow", ".", "../link"] {
+            assert!(folder.open(name).is_err(), "{name}");
+        }
+        assert!(roots.folder_of(&job.join("vm.vmdk")).is_ok());
+        for path in [sources.join("b.vmdk"), job.join("slash/etc/passwd")] {
+            assert!(roots.folder_of(&path).is_err(), "{}", path.display());
         }
         // Also as the drop itself: it is not tried again.
         let error = roots.open_path(&job.join("link")).unwrap_err();

@@ -20,6 +20,7 @@ pub fn unpacker() -> Unpacker<'static> {
     Unpacker {
         directory: Path::new("/tmp"),
         observer: &Unobserved,
+        patience: std::time::Duration::ZERO,
     }
 }
 

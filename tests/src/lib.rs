@@ -10,6 +10,7 @@ pub mod model;
 pub mod mount;
 pub mod programs;
 pub mod scene;
+pub mod stream;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmfs;

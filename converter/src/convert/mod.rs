@@ -7,6 +7,7 @@ mod blocks;
 pub mod care;
 pub mod examine;
 mod fill;
+mod growing;
 pub mod journal;
 mod keeper;
 pub mod metadata;
@@ -193,8 +194,12 @@ pub fn digest_of_qcow2(path: &Path) -> Result<String> {
     digest(&reopen(path)?, 0, &Unobserved)
 }
 
-/// The most that `copy` will write, from the source's map: for the preflight.
+/// The most that `copy` will write, from the source's map: for the preflight. Of a disk that still
+/// arrives nothing is known but what came of it.
 pub fn space_needed_bytes(disk: &SourceDisk, plan: &Plan) -> Result<u64> {
+    if disk.is_growing() {
+        return Ok(disk.source_bytes);
+    }
     let mut blocks = Touched::default();
     let mut tables = Touched::default();
     for extent in disk.image.extents() {

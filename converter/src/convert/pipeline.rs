@@ -3,7 +3,7 @@
 //!
 //! Placing is in guest order, so the target's bytes do not depend on the number of threads. The
 //! thread with the lowest batch never waits, so there is always one that moves.
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -44,14 +44,12 @@ struct Shared<'a> {
     batches: Mutex<Batches<'a>>,
     turn: Mutex<Turn>,
     turned: Condvar,
-    /// A thread failed: the others stop at once.
-    failed: AtomicBool,
     output: Option<Output<'a>>,
     sharing: Option<Sharing>,
     /// For a compressed target.
     packing: Option<Packing>,
     keeper: Option<&'a Keeper<'a>>,
-    work: Work<'a>,
+    work: &'a Work<'a>,
 }
 
 /// Where the work begins, and who keeps account of how far it is.
@@ -81,7 +79,7 @@ pub(super) fn run(
 ) -> Result<Outcome> {
     let packing = target.as_ref().and_then(|target| target.packing);
     let image = disk.image.as_ref();
-    let sharing = find_sharing(image, target.as_ref())?;
+    let sharing = find_sharing(disk, target.as_ref())?;
     let (file, layout) = match target {
         Some(target) => (Some((target.file, target.path)), Some(target.layout)),
         None => (None, None),
@@ -97,7 +95,9 @@ pub(super) fn run(
     };
     let span_bytes = span_bytes(sharing.as_ref(), packing);
     let from = GuestOffset(start.from.guest_bytes);
-    let batches = Batches::new(image.extents(), from, span_bytes);
+    let work = Work::new(observer, disk.allocated_bytes);
+    work.resume(start.from.read_bytes);
+    let batches = Batches::new(image.follow(&work), from, span_bytes);
     let shared = Shared {
         image,
         span_bytes,
@@ -108,17 +108,12 @@ pub(super) fn run(
             account: start.account,
         }),
         turned: Condvar::new(),
-        failed: AtomicBool::new(false),
         output,
         sharing,
         packing,
         keeper: start.keeper,
-        work: Work {
-            observer,
-            left_bytes: AtomicU64::new(disk.allocated_bytes),
-        },
+        work: &work,
     };
-    shared.work.resume(start.from.read_bytes);
     thread::scope(|scope| {
         let keeping = start
             .keeper
@@ -126,6 +121,9 @@ pub(super) fn run(
         let mut workers = Vec::with_capacity(threads + 2);
         if !disk.checksums.is_empty() && !start.from.is_verified {
             workers.push(scope.spawn(|| shared.guarded(|| shared.verify(&disk.checksums))));
+        }
+        if disk.is_growing() {
+            workers.push(scope.spawn(|| shared.guarded(|| disk.read_hash(shared.work))));
         }
         for _ in 0..threads {
             workers.push(scope.spawn(|| shared.guarded(|| shared.work())));
@@ -142,10 +140,11 @@ pub(super) fn run(
     shared.finish()
 }
 
-/// A compressed target shares nothing.
-fn find_sharing(image: &dyn Image, target: Option<&Target>) -> Result<Option<Sharing>> {
+/// A compressed target shares nothing, nor does a stream, whose map is not known yet.
+fn find_sharing(disk: &SourceDisk, target: Option<&Target>) -> Result<Option<Sharing>> {
     match target {
-        Some(target) if target.packing.is_none() => {
+        Some(target) if target.packing.is_none() && !disk.is_growing() => {
+            let image = disk.image.as_ref();
             Sharing::find(image, &target.file, &target.path, target.always_digest)
         }
         _ => Ok(None),
@@ -176,7 +175,7 @@ impl Shared<'_> {
         struct Alarm<'a, 'b>(&'a Shared<'b>);
         impl Drop for Alarm<'_, '_> {
             fn drop(&mut self) {
-                self.0.failed.store(true, Ordering::Relaxed);
+                self.0.work.failed.store(true, Ordering::Relaxed);
                 // Taken so that no thread is between its look at `failed` and its wait.
                 drop(lock(&self.0.turn));
                 self.0.turned.notify_all();
@@ -195,7 +194,7 @@ impl Shared<'_> {
         let mut buffer = Buffer::new(self.span_bytes, keeps_streams);
         let mut packer = self.packing.map(Packer::new).transpose()?;
         let mut blocks = Vec::new();
-        while self.go_on()? {
+        while self.work.go_on()? {
             let Some(batch) = lock(&self.batches).next()? else {
                 return Ok(());
             };
@@ -226,17 +225,6 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// False: another thread failed, its error is the one to tell.
-    fn go_on(&self) -> Result<bool> {
-        if self.work.observer.is_cancelled() {
-            return Err(Error::new(
-                ErrorKind::Cancelled,
-                "the conversion was cancelled",
-            ));
-        }
-        Ok(!self.failed.load(Ordering::Relaxed))
-    }
-
     /// Waits until all earlier batches are placed, then places this one's blocks. `None`: another
     /// thread failed.
     fn take_turn(
@@ -245,7 +233,7 @@ impl Shared<'_> {
         blocks: &[Block],
         read_bytes: u64,
     ) -> Result<Option<Vec<HostOffset>>> {
-        let failed = || self.failed.load(Ordering::Relaxed);
+        let failed = || self.work.failed.load(Ordering::Relaxed);
         let mut turn = self
             .turned
             .wait_while(lock(&self.turn), |turn| {
@@ -360,7 +348,7 @@ impl Shared<'_> {
         let go_on = || {
             // Work that has no bytes of its own: the watchdog must see that it goes on.
             self.work.observer.advance(0);
-            matches!(self.go_on(), Ok(true))
+            matches!(self.work.go_on(), Ok(true))
         };
         checksums
             .iter()
@@ -373,7 +361,7 @@ impl Shared<'_> {
 
     fn finish(self) -> Result<Outcome> {
         // A cancellation that only the checksums' thread saw must not pass for success.
-        self.go_on()?;
+        self.work.go_on()?;
         let hole_bytes = lock(&self.batches).hole_bytes;
         let mut turn = lock(&self.turn);
         let output_bytes = match turn.layout.as_mut() {

@@ -9,6 +9,7 @@ use queue::instance::config::Libvirt;
 use queue::job::record::{DiskRecord, timestamp};
 use queue::job::{Machine, VmName};
 
+use super::growing::copy_growing;
 use super::metadata::{Converter, Disk, Guest, Metadata, Origin};
 use super::{DiskReport, Plan, Resume, copy, copy_on, space_needed_bytes};
 use crate::disk::Observer;
@@ -105,9 +106,9 @@ fn remove_others(directory: &Path, names: &[String]) -> Result<()> {
 }
 
 /// Converts every disk of `appliance` and writes domain.xml; `on_disk` is told of each disk before
-/// it is begun, by its number from 1 and its source.
+/// it is begun, by its number from 1 and its source. Those that still arrive are complete then.
 pub fn vm(
-    appliance: &Appliance,
+    appliance: &mut Appliance,
     order: &Order<'_>,
     observer: &dyn Observer,
     on_disk: &mut dyn FnMut(usize, &SourceDisk),
@@ -132,13 +133,13 @@ pub fn vm(
     if order.resume.is_some() {
         remove_others(order.directory, &names)?;
     }
-    for (index, (disk, file)) in appliance.disks.iter().zip(names).enumerate() {
+    for (index, (disk, file)) in appliance.disks.iter_mut().zip(names).enumerate() {
         on_disk(index + 1, disk);
         let target = order.directory.join(&file);
-        let report = match order.resume {
-            Some(resume) => copy_on(disk, &target, order.plan, resume, observer)?,
-            None => copy(disk, &target, order.plan, observer)?,
-        };
+        let report = copy_growing(disk, &target, observer, &|disk| match order.resume {
+            Some(resume) => copy_on(disk, &target, order.plan, resume, observer),
+            None => copy(disk, &target, order.plan, observer),
+        })?;
         notes.extend(unread(disk, &report));
         described.push(describe(disk, &file, &report));
         disks.push(record(disk, &file, &report));

@@ -40,18 +40,23 @@ impl Checksum {
                 whole.then(|| hasher.finalize().to_hex().to_string())
             }
         };
-        match hex {
-            Some(hex) if hex != self.hex => Err(corrupt(
-                self.window.path(),
-                format!(
-                    "the checksum is {}, but {} says {}",
-                    shown(&hex),
-                    self.stated_by,
-                    shown(&self.hex)
-                ),
-            )),
-            _ => Ok(()),
+        hex.map_or(Ok(()), |hex| self.check(&hex))
+    }
+
+    /// What the whole file was found to hash to; a mismatch is `corrupt`.
+    pub fn check(&self, hex: &str) -> Result<()> {
+        if hex == self.hex {
+            return Ok(());
         }
+        Err(corrupt(
+            self.window.path(),
+            format!(
+                "the checksum is {}, but {} says {}",
+                shown(hex),
+                self.stated_by,
+                shown(&self.hex)
+            ),
+        ))
     }
 
     fn hash<D: Digest>(&self, go_on: &dyn Fn() -> bool) -> Result<Option<String>> {

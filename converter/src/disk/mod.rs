@@ -95,6 +95,11 @@ pub trait Image: Send + Sync {
     /// The iterator ends after its first error.
     fn extents(&self) -> Extents<'_>;
 
+    /// The same of an image whose file still arrives: waits for what is not there yet.
+    fn follow<'a>(&'a self, _waiter: &'a dyn Waiter) -> Extents<'a> {
+        self.extents()
+    }
+
     /// What the headers of the image and of those below it say, the topmost first.
     fn layers(&self) -> Vec<Layer> {
         Vec::new()
@@ -127,6 +132,12 @@ pub trait Layout: Send {
     fn finish(&mut self) -> Result<u64>;
 }
 
+/// Whoever waits for a file that still arrives.
+pub trait Waiter: Sync {
+    /// Asked now and then, with what is there of the file. False: wait no longer.
+    fn go_on(&self, arrived_bytes: u64) -> Result<bool>;
+}
+
 /// Is told of the work that is done, and says when to stop.
 pub trait Observer: Sync {
     /// `bytes` more are to be done than was known before.
@@ -139,6 +150,9 @@ pub trait Observer: Sync {
     fn resume(&self, bytes: u64) {
         self.advance(bytes);
     }
+
+    /// The source still arrives (or does no longer): the work waits for it more than it works.
+    fn follow(&self, _is_following: bool) {}
 
     /// Asked at least once per batch; true ends the work as `cancelled`.
     fn is_cancelled(&self) -> bool;

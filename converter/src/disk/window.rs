@@ -1,7 +1,7 @@
 //! A window on a file: the whole of it, or one member of an archive, read by position only.
 //!
-//! Never reads outside the window, never moves with a file that grows or shrinks: bytes that are
-//! no longer there are `corrupt`.
+//! Never reads outside the window, never moves with a file that grows or shrinks (but for one that
+//! is declared to grow): bytes that are no longer there are `corrupt`.
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -40,6 +40,23 @@ impl Window {
             length_bytes,
             allocated_bytes: metadata.blocks().saturating_mul(512).min(length_bytes),
             origin: None,
+        })
+    }
+
+    /// A regular file that others append to: its bytes are read as far as they are known to be
+    /// there, and its stamp is that of the file, not of what it holds.
+    pub fn growing(file: Arc<File>, path: &Path) -> Result<Self> {
+        let stat = file
+            .metadata()
+            .map_err(|error| Error::io("stat", path, error))?;
+        let origin = format!("growing {}:{}", stat.dev(), stat.ino());
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+            base_bytes: 0,
+            length_bytes: i64::MAX as u64,
+            allocated_bytes: 0,
+            origin: Some(origin.into()),
         })
     }
 

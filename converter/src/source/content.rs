@@ -302,9 +302,8 @@ pub(super) fn open_plain(
         Content::VmdkSparse | Content::VmdkDescriptor => {
             let text = (content == Content::VmdkDescriptor).then(|| window.clone());
             let (image, create_type) = vmdk::open(window, lookup)?;
-            let known = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-            let shown: String = create_type.chars().filter(|c| known(*c)).take(40).collect();
-            let mut disk = SourceDisk::new(name, format!("vmdk ({shown})"), image);
+            let format = format!("vmdk ({})", shown(&create_type));
+            let mut disk = SourceDisk::new(name, format, image);
             let text_bytes = text.map_or(0, |text| text.length_bytes());
             disk.source_bytes = disk.source_bytes.saturating_add(text_bytes);
             disk
@@ -345,6 +344,12 @@ pub(super) fn open_plain(
         }
     };
     Ok(disk)
+}
+
+/// A `createType` as far as it is a word.
+pub(super) fn shown(create_type: &str) -> String {
+    let known = |c: &char| c.is_ascii_alphanumeric() || *c == '_' || *c == '-';
+    create_type.chars().filter(known).take(40).collect()
 }
 
 fn names_others(path: &Path, content: Content, reference: &str) -> Error {

@@ -6,6 +6,7 @@ use queue::job::manifest::{Disk, MAX_BYTES};
 use queue::roots::Roots;
 
 use super::content::{Claim, open_disk};
+use super::growing::{self, Opening};
 use super::{Appliance, SourceDisk, Unpacker, file_name, open_reference};
 use crate::disk::{Algorithm, Checksum, Window};
 use crate::error::{Error, Result};
@@ -62,26 +63,47 @@ fn open_named(
     checksum: bool,
     unpacker: &Unpacker<'_>,
 ) -> Result<SourceDisk> {
-    let window = open_reference(roots, manifest, &named.local_path)?;
-    let path = window.path().to_path_buf();
     let claim = Claim::by_manifest(&named.source_format, manifest)?;
+    let (window, whole) = if named.growing {
+        match growing::open(roots, manifest, named, checksum, unpacker)? {
+            Opening::Streamed(disk) => return Ok(*disk),
+            Opening::Whole(window, whole) => (window, Some(whole)),
+        }
+    } else {
+        (open_reference(roots, manifest, &named.local_path)?, None)
+    };
+    let path = window.path().to_path_buf();
     let stated = named
         .checksum
         .as_deref()
         .filter(|text| checksum && !text.is_empty());
-    let checksums = stated
-        .map(|text| parse_checksum(text, &window, manifest, &named.id))
-        .transpose()?;
+    let mut checksums = Vec::new();
+    if let Some(text) = stated {
+        checksums.push(parse_checksum(
+            text,
+            &window,
+            &file_name(manifest),
+            &named.id,
+        )?);
+    }
+    if let Some(whole) = whole.filter(|_| checksum) {
+        checksums.extend(whole.checksum(&window)?);
+    }
     let lookup = |reference: &str| open_reference(roots, &path, reference);
     let mut disk = open_disk(window, &file_name(&path), Some(&claim), &lookup, unpacker)?;
     disk.bus.clone_from(&named.bus);
     disk.boot_order = named.boot_order_hint;
-    disk.checksums = checksums.into_iter().collect();
+    disk.checksums = checksums;
     Ok(disk)
 }
 
-/// `sha256:<hex>` or `blake3:<hex>`.
-fn parse_checksum(text: &str, window: &Window, manifest: &Path, id: &str) -> Result<Checksum> {
+/// `sha256:<hex>` or `blake3:<hex>`; `stated_by` is the file that says so of the disk `id`.
+pub(super) fn parse_checksum(
+    text: &str,
+    window: &Window,
+    stated_by: &str,
+    id: &str,
+) -> Result<Checksum> {
     let known = [
         ("sha1", Algorithm::Sha1, 40),
         ("sha256", Algorithm::Sha256, 64),
@@ -95,9 +117,8 @@ fn parse_checksum(text: &str, window: &Window, manifest: &Path, id: &str) -> Res
         .find(|(known, _, digits)| name.eq_ignore_ascii_case(known) && is_hex(*digits))
         .map(|(_, algorithm, _)| algorithm)
         .ok_or_else(|| {
-            let path = manifest.display();
             Error::invalid(format!(
-                "{path}: the checksum {text:?} of disk {id:?} cannot be read"
+                "{stated_by}: the checksum {text:?} of disk {id:?} cannot be read"
             ))
             .with_remedy("write sha256:<64 hex digits> or blake3:<64 hex digits>")
         })?;
@@ -105,6 +126,6 @@ fn parse_checksum(text: &str, window: &Window, manifest: &Path, id: &str) -> Res
         window: window.clone(),
         algorithm,
         hex: hex.to_ascii_lowercase(),
-        stated_by: file_name(manifest),
+        stated_by: stated_by.to_owned(),
     })
 }

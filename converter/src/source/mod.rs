@@ -2,9 +2,11 @@
 //!
 //! The content chooses the format; a name that says something else is an error. Every file is
 //! opened through `Roots`, never by a path alone, and only read.
+mod arriving;
 mod blocks;
 mod content;
 mod flat;
+mod growing;
 mod manifest;
 mod overlay;
 pub mod ovf;
@@ -29,6 +31,8 @@ use queue::roots::Roots;
 use serde::Serialize;
 
 use self::content::{Claim, Content};
+pub use self::growing::Completed;
+use self::growing::Growing;
 pub use self::wrapper::Unpacker;
 use crate::disk::{Checksum, Image, Window};
 use crate::error::Result;
@@ -77,6 +81,8 @@ pub struct SourceDisk {
     pub checksums: Vec<Checksum>,
     /// How the file was compressed as a whole: `gzip`, `xz`, `zstd`.
     pub wrapper: Option<String>,
+    /// It still arrives, and is streamed: see `SourceDisk::complete`.
+    growing: Option<Growing>,
     /// What was read over, until the appliance has it.
     notes: Vec<String>,
 }
@@ -190,6 +196,7 @@ impl SourceDisk {
             image,
             checksums: Vec::new(),
             wrapper: None,
+            growing: None,
             notes: Vec::new(),
         }
     }

@@ -31,6 +31,7 @@ impl Place {
         let unpacker = Unpacker {
             directory: self.top.path(),
             observer: &Unobserved,
+            patience: std::time::Duration::ZERO,
         };
         open(&roots, &job.join(name), true, &unpacker)
     }

@@ -16,6 +16,9 @@ use crate::guest::appliance;
 use crate::guest::berths::Berth;
 use turn::Settings;
 
+/// How many sources that still arrive are followed at a time: each holds threads and their memory.
+const FOLLOWED_MAX: usize = 16;
+
 /// Runs the instance's daemon until SIGTERM or SIGINT; `reload` reads its configuration again.
 pub fn run(instance: Instance, reload: &dyn Fn() -> Result<Instance>) -> Result<()> {
     let host = host_name();
@@ -52,17 +55,22 @@ impl Work for Conversions {
         turn::turn(job, &self.settings, activity)
     }
 
-    /// Guests in care need no slot; but what is copied for them waits for an appliance.
+    /// Guests in care need no slot; but what is copied for them waits for an appliance. Nor do
+    /// sources that still arrive: a download may take a day.
     fn has_room(&self, running: &mut dyn Iterator<Item = &Activity>) -> bool {
         let slots = usize::try_from(self.settings.config.max_concurrent_jobs).unwrap_or(1);
         let ahead = slots.saturating_add(Berth::count().saturating_mul(2));
-        let (mut copying, mut all) = (0, 0);
+        let (mut copying, mut all, mut followed) = (0, 0, 0);
         for activity in running {
+            if activity.is_following() {
+                followed += 1;
+                continue;
+            }
             let is_in_care = matches!(activity.phase(), Phase::Repair | Phase::Prove);
             copying += usize::from(!is_in_care);
             all += 1;
         }
-        copying < slots && all < ahead
+        copying < slots && all < ahead && followed < FOLLOWED_MAX
     }
 
     fn not_heeded(&self) -> Vec<String> {

@@ -128,7 +128,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
         wished = wished.heed(&manifest, &settings.output)?;
     }
     wished.origin.drop.clone_from(&job.memory.drop);
-    let appliance = open_source(job, &roots, settings.config.checksum, activity)?;
+    let mut appliance = open_source(job, &roots, &settings.config, activity)?;
     match take_name(job, &appliance)? {
         Begun::Yes => {}
         Begun::NameTaken => return Ok(Work::NameTaken),
@@ -168,7 +168,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
     let count = appliance.disks.len();
     let attempts = job.memory.attempts;
     let reporter = Reporter::new(activity, job, vm::work_bytes(&appliance), count);
-    let mut converted = vm::vm(&appliance, &order, &reporter, &mut |number, disk| {
+    let mut converted = vm::vm(&mut appliance, &order, &reporter, &mut |number, disk| {
         reporter.enter_disk(number);
         reporter.tell(&format!(
             "converting disk {number} of {count}: {} ({})",
@@ -196,7 +196,7 @@ fn foresee(job: &mut Job, appliance: &Appliance, mut caring: Care) -> Result<Car
 fn open_source(
     job: &mut Job,
     roots: &Roots,
-    checksum: bool,
+    config: &Config,
     activity: &Activity,
 ) -> Result<Appliance> {
     let (owner, staging) = (job.owner_path(), job.staging_dir());
@@ -204,8 +204,9 @@ fn open_source(
     let unpacker = Unpacker {
         directory: &staging,
         observer: &reporter,
+        patience: Duration::from_secs(config.incomplete_timeout),
     };
-    source::open(roots, &owner, checksum, &unpacker)
+    source::open(roots, &owner, config.checksum, &unpacker)
 }
 
 /// What is written so far may take long to become durable.
@@ -279,6 +280,10 @@ impl Observer for Reporter<'_> {
 
     fn resume(&self, bytes: u64) {
         Reporter::resume(self, bytes);
+    }
+
+    fn follow(&self, is_following: bool) {
+        Reporter::follow(self, is_following);
     }
 
     fn is_cancelled(&self) -> bool {

@@ -88,6 +88,7 @@ fn disk(index: usize, delivered: &Delivered, vm: &Vm) -> Disk {
         label: known.and_then(|disk| disk.label.clone()),
         disk_type: None,
         bus: known.and_then(|disk| disk.bus.clone()),
+        growing: false,
         unknown: Default::default(),
     }
 }

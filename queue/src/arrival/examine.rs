@@ -68,7 +68,16 @@ impl Arrivals {
         if !whole::looks_like_manifest(&path) {
             return Verdict::Ignore;
         }
-        let described = self.pieces(name);
+        let described = self
+            .pieces(name)
+            .and_then(|pieces| match pieces.growing.first() {
+                None => Ok(pieces),
+                // The claim would take it away from under its producer.
+                Some(disk) => Err(Error::invalid(format!(
+                    "{name} says that {disk:?} still grows, but is not in a job directory"
+                ))
+                .with_remedy("rename a directory in that holds manifest.json and its disks")),
+            });
         self.described(name, name, DropKind::Manifest, described)
     }
 
@@ -141,14 +150,20 @@ impl Arrivals {
             return self.wait_or_refuse(name, &[], DropKind::Directory, why);
         };
         let owner = format!("{name}/{owner}");
-        if !moved_in && !self.is_tree_still(&path) {
+        let described = self.pieces(&owner);
+        let growing = described.as_ref().map_or(&[][..], |pieces| &pieces.growing);
+        // A disk that grows is never still: its job was published on purpose before it is whole.
+        if !moved_in && growing.is_empty() && !self.is_tree_still(&path) {
             return Verdict::Wait;
         }
-        let described = self.pieces(&owner);
         if !moved_in && let Ok(pieces) = &described {
             for piece in &pieces.names {
                 let at = self.path(piece);
-                if !self.is_whole_file(&at) {
+                let is_there = match pieces.growing.contains(piece) {
+                    true => self.is_there(piece),
+                    false => self.is_whole_file(&at),
+                };
+                if !is_there {
                     let why = format!("misses {piece}");
                     let names = &pieces.names;
                     return self.wait_or_refuse(name, names, DropKind::Directory, &why);

@@ -22,6 +22,8 @@ pub struct Pieces {
     pub names: Vec<String>,
     /// Those of `names` without which the drop is whole all the same (`.mf`, `.cert`).
     pub optional: Vec<String>,
+    /// Those of `names` whose producer still appends to them, and says when that is over.
+    pub growing: Vec<String>,
     /// Whether the owner is a differencing disk: `names` hold its parent, and that one's.
     pub has_parent: bool,
     /// Absolute names of a manifest's disks that lie outside the queue.
@@ -143,6 +145,11 @@ impl Scope<'_> {
             .disks
             .iter()
             .filter_map(|disk| self.resolve(owner, &disk.local_path));
+        let growing = manifest
+            .disks
+            .iter()
+            .filter(|disk| disk.growing)
+            .filter_map(|disk| self.resolve(owner, &disk.local_path));
         let directory = manifest
             .output
             .as_ref()
@@ -159,6 +166,7 @@ impl Scope<'_> {
         });
         Pieces {
             names: names.collect(),
+            growing: growing.collect(),
             optional: Vec::new(),
             has_parent: false,
             outside: manifest

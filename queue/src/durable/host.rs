@@ -11,7 +11,7 @@ use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use super::{Entry, EntryKind, Lock, Stat, Volume};
 use crate::error::{Error, Result};
 
-const FILE_MODE: u32 = 0o640;
+pub(super) const FILE_MODE: u32 = 0o640;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostVolume;

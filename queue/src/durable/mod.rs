@@ -4,6 +4,7 @@
 //! `HostVolume` is the real file system. Tests put a model with a live and a durable image in its
 //! place, and fail or kill at every step. Paths are absolute; no method follows a symbolic link in
 //! the last component.
+mod directory;
 mod host;
 
 use std::any::Any;
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 
 use ulid::Ulid;
 
+pub use directory::{Directory, sync_file};
 pub use host::HostVolume;
 
 use crate::error::{Error, Result};

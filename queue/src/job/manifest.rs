@@ -106,6 +106,10 @@ pub struct Disk {
     pub disk_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
+    /// Its producer still appends to it, and says in `<local_path>.end` when that is over. Only in
+    /// a job directory, beside the manifest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub growing: bool,
     #[serde(flatten)]
     pub unknown: Unknown,
 }
@@ -279,6 +283,12 @@ impl Manifest {
                 return bad(
                     format!("disk {:?} has no local_path", disk.id),
                     "set local_path to the disk's file",
+                );
+            }
+            if disk.growing && disk.local_path.contains(['/', '\0']) {
+                return bad(
+                    format!("disk {:?} grows, but not beside its manifest", disk.id),
+                    "give a growing disk's local_path as a plain file name",
                 );
             }
         }

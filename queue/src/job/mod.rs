@@ -2,6 +2,7 @@
 //!
 //! Plain data and its JSON; nothing here touches a directory.
 mod finding;
+pub mod end;
 pub mod id;
 pub mod machine;
 pub mod manifest;

@@ -1,5 +1,5 @@
 //! What a running job shows while it works, and what it is told.
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ pub struct Activity {
     pub(super) done_bytes: AtomicU64,
     pub(super) total_bytes: AtomicU64,
     command: AtomicU8,
+    follows: AtomicBool,
     pub(super) pulse: Pulse,
 }
 
@@ -43,6 +44,7 @@ impl Activity {
             done_bytes: AtomicU64::new(0),
             total_bytes: AtomicU64::new(0),
             command: AtomicU8::new(0),
+            follows: AtomicBool::new(false),
             pulse: Pulse::new(),
         })
     }
@@ -91,6 +93,16 @@ impl Activity {
 
     pub fn phase(&self) -> Phase {
         lock(&self.shown).phase
+    }
+
+    /// Its source still arrives, or does no longer.
+    pub fn follow(&self, is_following: bool) {
+        self.follows.store(is_following, Ordering::Relaxed);
+    }
+
+    /// Whether it waits for a source that still arrives more than it works.
+    pub fn is_following(&self) -> bool {
+        self.follows.load(Ordering::Relaxed)
     }
 
     pub fn show(&self) -> ActiveJob {

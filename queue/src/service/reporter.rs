@@ -118,6 +118,11 @@ impl<'a> Reporter<'a> {
         self.save(&mut pen, done_bytes);
     }
 
+    /// The source still arrives, or does no longer.
+    pub fn follow(&self, is_following: bool) {
+        self.activity.follow(is_following);
+    }
+
     /// Whether the work is to end, for whatever reason.
     pub fn is_cancelled(&self) -> bool {
         self.activity.command() != Command::GoOn

@@ -4,6 +4,7 @@
 //! before each step is enough for anyone to finish or undo the step: see `recover`.
 mod claim;
 mod fail;
+pub mod growing;
 mod held;
 mod hold;
 mod latest;

@@ -3,7 +3,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
-use converter::disk::{Image, Stored, Unobserved};
+use converter::disk::{Extents, Image, Stored, Unobserved};
 use converter::source::{self, Unpacker};
 use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
@@ -81,13 +81,18 @@ pub fn read(roots: &Roots, owner: &Path) -> bool {
     let unpacker = Unpacker {
         directory: memory(),
         observer: &Unobserved,
+        patience: std::time::Duration::ZERO,
     };
     match source::open(roots, owner, true, &unpacker) {
         Ok(appliance) => {
             let disks = &appliance.disks;
             assert!(!disks.is_empty(), "a machine without disks");
             // Each is walked, also behind one that cannot be read.
-            let sound: Vec<bool> = disks.iter().map(|disk| walk(disk.image.as_ref())).collect();
+            let walked = disks.iter().map(|disk| {
+                let image = disk.image.as_ref();
+                walk(image, image.extents())
+            });
+            let sound: Vec<bool> = walked.collect();
             !sound.contains(&false)
         }
         Err(error) => {
@@ -98,10 +103,10 @@ pub fn read(roots: &Roots, owner: &Path) -> bool {
 }
 
 /// Whether the map can be read: adjacent, in order, as long as the disk, each place in its file.
-fn walk(image: &dyn Image) -> bool {
+pub fn walk(image: &dyn Image, extents: Extents<'_>) -> bool {
     let mut end = 0u64;
     let mut units = 0;
-    for extent in image.extents().take(MOST_EXTENTS) {
+    for extent in extents.take(MOST_EXTENTS) {
         let Ok(extent) = extent else { return false };
         assert_eq!(extent.start.0, end, "the map has a gap or an overlap");
         assert!(extent.length_bytes > 0, "the map does not move");

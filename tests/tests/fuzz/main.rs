@@ -4,6 +4,7 @@
 //! nowhere, and what maps it yields are maps. PROPTEST_CASES says how many; `make fuzz` a million.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a panic is how a test fails
 mod archive;
+mod arriving;
 mod blocks;
 mod edit;
 mod form;

@@ -26,7 +26,7 @@ pub fn le(bytes: &[u8], at: usize, width: usize) -> usize {
     field.fold(0, |value, byte| value << 8 | usize::from(*byte))
 }
 
-fn converted(subformat: &str) -> (tempfile::TempDir, Vec<u8>) {
+pub fn converted(subformat: &str) -> (tempfile::TempDir, Vec<u8>) {
     let top = place();
     let raw = raw(top.path());
     let option = format!("subformat={subformat}");
@@ -40,7 +40,7 @@ fn converted(subformat: &str) -> (tempfile::TempDir, Vec<u8>) {
 }
 
 /// Header, descriptor, both grain directories, their tables, and the head of each grain.
-fn hosted(bytes: &[u8]) -> Vec<Range<usize>> {
+pub fn hosted(bytes: &[u8]) -> Vec<Range<usize>> {
     let mut hot = vec![0..96, 0..96, 512..900];
     let header = bytes[..512].to_vec();
     // With a footer the header does not know where the directory is.
@@ -81,7 +81,7 @@ fn hosted_sparse() {
 }
 
 /// As VMware's writers leave it: the directory is found by the footer alone.
-fn with_footer(mut bytes: Vec<u8>) -> Vec<u8> {
+pub fn with_footer(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.resize(bytes.len().next_multiple_of(512), 0);
     // A stream of qemu-img ends in a marker of its own.
     let header = bytes[..512].to_vec();

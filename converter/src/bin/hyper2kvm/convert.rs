@@ -1,6 +1,7 @@
 //! `hyper2kvm convert`: one conversion in the foreground, whole or not at all.
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use converter::convert::care;
 use converter::convert::examine::{self, Care};
@@ -119,8 +120,9 @@ fn convert(
     let unpacker = Unpacker {
         directory: place.parent(),
         observer: &progress,
+        patience: Duration::from_secs(Config::default().incomplete_timeout),
     };
-    let appliance = source::open(&roots, &owner, !args.no_checksum, &unpacker)?;
+    let mut appliance = source::open(&roots, &owner, !args.no_checksum, &unpacker)?;
     drop(progress);
     let name = vm_name(args, &appliance, &owner)?;
     let count = appliance.disks.len();
@@ -154,7 +156,7 @@ fn convert(
         resume: None,
     };
     let progress = Progress::new(vm::work_bytes(&appliance), args.json, interrupt);
-    let mut converted = vm::vm(&appliance, &order, &progress, &mut |number, disk| {
+    let mut converted = vm::vm(&mut appliance, &order, &progress, &mut |number, disk| {
         progress.say(format!("{} ({number}/{count})", disk.name));
     })?;
     care_for(&caring, &appliance, &order, &mut converted, &progress)?;

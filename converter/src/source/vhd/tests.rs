@@ -229,6 +229,7 @@ fn parents_never_lie_outside_the_job() {
         let unpacker = crate::source::Unpacker {
             directory: top.path(),
             observer: &crate::disk::Unobserved,
+            patience: std::time::Duration::ZERO,
         };
         crate::source::open(&roots, &child, true, &unpacker)
             .map(|appliance| appliance.disks[0].format.clone())

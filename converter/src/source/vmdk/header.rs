@@ -137,6 +137,11 @@ impl Header {
         })
     }
 
+    /// Where the first grain of a stream may be (`overHead`): everything before it is structure.
+    pub(super) fn overhead_bytes(bytes: &[u8; HEADER_BYTES]) -> u64 {
+        field64(bytes, 64).saturating_mul(SECTOR_BYTES)
+    }
+
     pub(super) fn entry_bytes(&self) -> u64 {
         match self.pointers {
             Pointers::Sectors => 4,

@@ -6,6 +6,8 @@ mod describe;
 pub(super) mod descriptor;
 mod grain;
 pub(super) mod header;
+mod marker;
+pub(super) mod stream;
 #[cfg(test)]
 mod tests;
 pub(super) mod vmfs;

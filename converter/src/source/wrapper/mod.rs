@@ -9,6 +9,7 @@ mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use queue::arrival::candidate;
 
@@ -36,12 +37,15 @@ impl fmt::Display for Wrapper {
     }
 }
 
-/// Where sources that cannot be read by position are unpacked to, and who is told of it.
+/// Where sources that cannot be read by position are unpacked to, who is told of it and of the
+/// waiting for those that still arrive.
 #[derive(Clone, Copy)]
 pub struct Unpacker<'a> {
     /// An existing directory. What is unpacked there has no name and goes with its last reader.
     pub directory: &'a Path,
     pub observer: &'a dyn Observer,
+    /// How long a disk that still arrives may stand still.
+    pub patience: Duration,
 }
 
 /// A file that can be read by position: as it was given, or unpacked.

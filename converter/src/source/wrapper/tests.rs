@@ -41,6 +41,7 @@ fn unpack(wrapper: Wrapper, files: &[&[u8]]) -> Result<Window> {
     let unpacker = Unpacker {
         directory: top.path(),
         observer: &Unobserved,
+        patience: std::time::Duration::ZERO,
     };
     let stored: Vec<Window> = files.iter().map(|bytes| window(bytes)).collect();
     let unpacked = unpacker.unpack(&stored, "x.raw", Some(wrapper));
@@ -176,6 +177,7 @@ fn what_has_no_room_is_refused_before_the_first_byte() {
     let unpacker = Unpacker {
         directory: top.path(),
         observer: &Unobserved,
+        patience: std::time::Duration::ZERO,
     };
     // The stored bytes alone are more than any file system here has.
     let huge = tempfile::tempfile().unwrap();
@@ -224,6 +226,7 @@ fn the_work_is_told_and_can_be_ended() {
         let unpacker = Unpacker {
             directory: top.path(),
             observer: &watch,
+            patience: std::time::Duration::ZERO,
         };
         let stored = [packed.clone()];
         unpacker.unpack(&stored, "x", Some(wrapper)).unwrap();
@@ -239,6 +242,7 @@ fn the_work_is_told_and_can_be_ended() {
         let unpacker = Unpacker {
             directory: top.path(),
             observer: &watch,
+            patience: std::time::Duration::ZERO,
         };
         let error = unpacker.unpack(&[bomb], "x", Some(wrapper)).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Cancelled);
@@ -251,6 +255,7 @@ fn only_the_stated_pieces_of_a_sparse_file_are_data() {
     let unpacker = Unpacker {
         directory: top.path(),
         observer: &Unobserved,
+        patience: std::time::Duration::ZERO,
     };
     let pieces = [(1 << 20, window(b"one")), (5 << 30, window(b"two"))];
     let file = unpacker
@@ -274,6 +279,7 @@ fn a_wrapper_within_a_wrapper_is_refused() {
     let unpacker = Unpacker {
         directory: top.path(),
         observer: &Unobserved,
+        patience: std::time::Duration::ZERO,
     };
     let twice = window(&pack(Wrapper::Gzip, &pack(Wrapper::Xz, b"disk")));
     let error = unpacker.open(twice, "x.raw.gz").err().unwrap();

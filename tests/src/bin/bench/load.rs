@@ -17,14 +17,14 @@ const IDLE_SECONDS: u64 = 20;
 const LIMIT: Duration = Duration::from_secs(1800);
 
 /// A daemon on directories of its own; killed when dropped.
-struct Daemon {
+pub struct Daemon {
     child: Child,
-    queue: PathBuf,
-    output: PathBuf,
+    pub queue: PathBuf,
+    pub output: PathBuf,
 }
 
 impl Daemon {
-    fn start(programs: &Path, top: &Path) -> Result<Self> {
+    pub fn start(programs: &Path, top: &Path) -> Result<Self> {
         fs::create_dir_all(top)?;
         let config = top.join("bench.toml");
         let cores = std::thread::available_parallelism()?;
@@ -94,7 +94,7 @@ impl Drop for Daemon {
     }
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
     let begun = Instant::now();
     while !is_so() {
         ensure!(begun.elapsed() < LIMIT, "waited in vain for {what}");
@@ -187,7 +187,7 @@ pub fn load(programs: &Path, top: &Path, tiny: &Path) -> Result<Vec<Line>> {
     ])
 }
 
-fn row(what: &str, result: String, target: &'static str) -> Line {
+pub fn row(what: &str, result: String, target: &'static str) -> Line {
     Line {
         what: what.to_owned(),
         result,

@@ -8,6 +8,7 @@ mod load;
 mod measure;
 mod report;
 mod speed;
+mod streaming;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -22,6 +23,7 @@ const ROUNDS: usize = 5;
 /// The rows that are no conversions.
 const LATENCY: &str = "latency";
 const LOAD: &str = "load";
+const STREAMING: &str = "streaming";
 
 struct Arguments {
     inputs: Option<PathBuf>,
@@ -61,6 +63,10 @@ fn main() -> Result<()> {
     if wanted(LOAD) {
         report.add_lines(load::load(programs, &top.path().join(LOAD), &tiny)?);
     }
+    if wanted(STREAMING) {
+        let lines = streaming::streaming(programs, &top.path().join(STREAMING))?;
+        report.add_lines(lines);
+    }
     if arguments.rows.is_empty() {
         report.write()?;
     }
@@ -79,7 +85,10 @@ fn arguments() -> Result<Arguments> {
             arguments.inputs = Some(directory.into());
             continue;
         }
-        let names = WORKS.iter().map(|work| work.name).chain([LATENCY, LOAD]);
+        let names = WORKS
+            .iter()
+            .map(|work| work.name)
+            .chain([LATENCY, LOAD, STREAMING]);
         if !names.clone().any(|name| name == argument) {
             let names: Vec<_> = names.collect();
             bail!("there is no row {argument:?}: {}", names.join(", "));

@@ -4,6 +4,7 @@ mod text;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use converter::convert::examine::{self, Care, Examined};
 use converter::convert::vm;
@@ -97,8 +98,13 @@ fn inspect(args: &InspectArgs) -> Result<Inspection> {
     let unpacker = Unpacker {
         directory: &directory,
         observer: &Unobserved,
+        patience: Duration::from_secs(Config::default().incomplete_timeout),
     };
-    let appliance = source::open(&roots, &owner, false, &unpacker)?;
+    let mut appliance = source::open(&roots, &owner, false, &unpacker)?;
+    for disk in &mut appliance.disks {
+        // What is found of a disk is said of all of it.
+        disk.complete(&Unobserved)?;
+    }
     let guest = args
         .guest
         .then(|| look_inside(args, &appliance))
