@@ -29,7 +29,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # A test that fails tells why, not from where.
 export RUST_LIB_BACKTRACE ?= 0
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
-PROGRAMS := hyper2kvm hyperctl hyperexport
+PROGRAMS := hyper2kvm hyperctl hyperexport hypervisord
 PACKAGES := -p hyper2kvm -p hyperctl -p hyper2kvm-exporter
 DOCUMENTS := $(wildcard README.md ARCHITECTURE.md CHANGELOG.md LICENSE)
 # nextest gives each test a process and a time limit of its own; without it cargo does.

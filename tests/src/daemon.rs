@@ -92,22 +92,11 @@ impl Site {
     }
 
     pub fn start(&self) -> Daemon {
-        let mut daemon = self.launch();
-        let ready =
-            || fs::read_to_string(&daemon.log).is_ok_and(|log| log.contains("ready: watching"));
-        if !wait(Duration::from_secs(30), ready) {
-            daemon.shout();
-            panic!("the daemon is not ready after 30 s");
-        }
-        daemon
+        self.launch().ready()
     }
 
     /// Starts a daemon without waiting for it.
     pub fn launch(&self) -> Daemon {
-        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let log = self.top.path().join(format!("daemon-{number}.log"));
-        let output = File::create(&log).unwrap();
         let mut command = Command::new(program());
         command
             .arg("daemon")
@@ -118,19 +107,7 @@ impl Site {
         command.arg("--watch-dir").arg(&self.directories.queue);
         command.arg("--output-dir").arg(&self.directories.output);
         command.arg("--work-dir").arg(&self.directories.work);
-        command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().unwrap())
-            .stderr(output);
-        command
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("JOURNAL_STREAM");
-        // SAFETY: prctl(2) is async-signal-safe and touches only the new process.
-        unsafe {
-            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
-        }
-        let child = command.spawn().unwrap();
-        Daemon { child, log }
+        Daemon::spawn(command, self.top.path())
     }
 
     /// Copies a file in under an unfinished name, then renames it.
@@ -151,14 +128,7 @@ impl Site {
 
     /// Every record that can be read, by job.
     pub fn records(&self) -> Vec<Record> {
-        let entries = names(&self.directories.records()).into_iter();
-        let mut records: Vec<Record> = entries
-            .filter(|name| !name.starts_with('.'))
-            .filter_map(|name| fs::read(self.directories.records().join(name)).ok())
-            .filter_map(|bytes| serde_json::from_slice(&bytes).ok())
-            .collect();
-        records.sort_by_key(|record: &Record| record.job_id);
-        records
+        records(&self.directories)
     }
 
     pub fn count(&self, state: JobState) -> usize {
@@ -196,6 +166,18 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
+/// Every record in these directories that can be read, by job.
+pub fn records(directories: &Directories) -> Vec<Record> {
+    let entries = names(&directories.records()).into_iter();
+    let mut records: Vec<Record> = entries
+        .filter(|name| !name.starts_with('.'))
+        .filter_map(|name| fs::read(directories.records().join(name)).ok())
+        .filter_map(|bytes| serde_json::from_slice(&bytes).ok())
+        .collect();
+    records.sort_by_key(|record: &Record| record.job_id);
+    records
+}
+
 /// A running daemon; it dies with this value, and tells its log if the test is failing.
 pub struct Daemon {
     child: Child,
@@ -203,6 +185,38 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Starts a program of ours that logs to a new file in `place`.
+    pub fn spawn(mut command: Command, place: &Path) -> Self {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let log = place.join(format!("daemon-{number}.log"));
+        let output = File::create(&log).unwrap();
+        command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output);
+        command
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("JOURNAL_STREAM");
+        // SAFETY: prctl(2) is async-signal-safe and touches only the new process.
+        unsafe {
+            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+        }
+        let child = command.spawn().unwrap();
+        Self { child, log }
+    }
+
+    /// Waits until it says that it works.
+    pub fn ready(mut self) -> Self {
+        let log = self.log.clone();
+        let is_ready = || fs::read_to_string(&log).is_ok_and(|log| log.contains("ready: watching"));
+        if !wait(Duration::from_secs(30), is_ready) {
+            self.shout();
+            panic!("the daemon is not ready after 30 s");
+        }
+        self
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use queue::instance::OnConflict;
 use queue::job::{JobId, JobState, Record};
-use queue::spool::Drop;
+use queue::spool::{Drop, DropKind};
 use serde_json::Value;
 
 use crate::model::Disk;
-use crate::scene::{Dropped, Scene, area, directories, result_text};
+use crate::scene::{Dropped, Scene, TARGET, area, directories, exported, result_text};
 
 pub type Verdict = Result<(), String>;
 
@@ -125,6 +125,7 @@ impl Picture {
                 format!("{kept} is gone")
             })?;
         }
+        self.check_delivered()?;
         for (path, published) in self.published(scene) {
             let Some(published) = published else {
                 // Not ours: the scene put it there.
@@ -144,6 +145,47 @@ impl Picture {
             self.check_told(scene, &record)?;
         }
         Ok(())
+    }
+
+    /// What stands in the other queue: drops with what is in them.
+    fn delivered(&self) -> Vec<(&Path, Vec<(String, &str)>)> {
+        let drops = self.children(Path::new(TARGET));
+        let visible = drops.filter(|(path, _)| !path.ends_with(".incoming"));
+        let held = |(path, _)| {
+            let children = self.children(path);
+            let named = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+            let files = children.map(|(path, text)| (named(path), text)).collect();
+            (path, files)
+        };
+        visible.map(held).collect()
+    }
+
+    /// Nothing half, nothing twice.
+    fn check_delivered(&self) -> Verdict {
+        let mut seen = BTreeMap::new();
+        for (path, files) in self.delivered() {
+            let asked = files
+                .first()
+                .and_then(|(_, text)| text.strip_prefix("disk of "));
+            let whole: Vec<_> = exported(asked.unwrap_or_default()).into();
+            let right = whole.iter().map(|(name, text)| (name.to_string(), &**text));
+            ensure(asked.is_some() && files.iter().cloned().eq(right), || {
+                format!("{} is not whole: {files:?}", path.display())
+            })?;
+            let before = seen.insert(asked, path);
+            ensure(before.is_none(), || {
+                format!("{} and {before:?} are one export", path.display())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn is_delivered(&self, record: &Record) -> bool {
+        let Some(told) = &record.delivered else {
+            return false;
+        };
+        let path = told.queue.join(&told.drop);
+        self.delivered().iter().any(|(drop, _)| *drop == path)
     }
 
     fn check_never_lost(&self, scene: &Scene, dropped: &Dropped) -> Verdict {
@@ -232,6 +274,11 @@ impl Picture {
     fn check_told(&self, scene: &Scene, record: &Record) -> Verdict {
         let id = record.job_id;
         match record.state {
+            JobState::Completed if record.delivered.is_some() => {
+                ensure(self.is_delivered(record), || {
+                    format!("{id} is told completed without a drop")
+                })
+            }
             JobState::Completed => {
                 let link = record
                     .outputs
@@ -355,6 +402,21 @@ impl Picture {
             format!("{name} ended {:?}", record.state)
         })?;
         let completed = record.state == JobState::Completed;
+        if dropped.drop.kind == DropKind::Request {
+            ensure(self.is_delivered(record) == completed, || {
+                format!("{name} ended {:?}: {:?}", record.state, self.delivered())
+            })?;
+            let left: Vec<_> = self.children(Path::new("/t/.incoming")).collect();
+            // Of a rename that a crash undid in part, seen by nobody.
+            let is_stale = |(path, _): &(&Path, &str)| {
+                let drop = Path::new(TARGET).join(path.file_name().unwrap());
+                self.tree.contains_key(&drop)
+            };
+            ensure(left.iter().all(is_stale), || {
+                format!("{left:?} are left behind")
+            })?;
+            return self.check_archived(scene, dropped, completed);
+        }
         let stem = match &dropped.drop.place[..] {
             "" => directories().output.join(&record.vm_name),
             place => directories().output.join(place).join(&record.vm_name),

@@ -1,8 +1,10 @@
 //! What the whole-program tests share.
 pub mod daemon;
 pub mod deflate;
+pub mod dice;
 pub mod engine;
 pub mod enumerate;
+pub mod exports;
 pub mod guest;
 pub mod images;
 pub mod invariants;

@@ -13,7 +13,7 @@ use queue::instance::config::Retry;
 use queue::instance::{Archive, Directories, OnConflict};
 use queue::job::{JobId, JobState, Priority, Request, VmName};
 use queue::spool::recover;
-use queue::spool::{Begun, Drop, DropKind, Hold, Job, Policy, Product, Spool};
+use queue::spool::{Begun, Drop, DropKind, Hold, Job, Policy, Product, Spool, Target};
 use serde_json::json;
 
 use crate::model::{Disk, Process};
@@ -256,7 +256,14 @@ impl Scene {
         let Hold::Job(mut job) = spool.hold(id)? else {
             return Err(lost());
         };
-        if job.begin()? != Begun::Yes {
+        let begun = match job.memory.kind {
+            DropKind::Request => job.begin_into(Target {
+                instance: "default".to_owned(),
+                queue: TARGET.into(),
+            })?,
+            _ => job.begin()?,
+        };
+        if begun != Begun::Yes {
             return Err(lost());
         }
         Ok((spool, *job))
@@ -286,6 +293,9 @@ fn note<T>(process: &Process, result: Result<T>) -> Option<T> {
 
 /// The worker: `true` if it got anywhere, `false` if the job has to wait for a file.
 pub fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
+    if job.memory.kind == DropKind::Request {
+        return export(process, job).map(|()| true);
+    }
     let owner = text_of(process, &job.owner_path())?;
     for wanted in owner
         .split_whitespace()
@@ -328,6 +338,55 @@ pub fn work(process: &Process, spool: &Spool, mut job: Job) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Where exports go: another instance's queue.
+pub const TARGET: &str = "/t";
+
+/// The export service in miniature: the VM of the request `x` is a manifest and a disk.
+fn export(process: &Process, mut job: Job) -> Result<()> {
+    let target = Target {
+        instance: "default".to_owned(),
+        queue: TARGET.into(),
+    };
+    match job.begin_into(target)? {
+        Begun::Yes => {}
+        Begun::NameTaken => return Ok(()),
+        Begun::Superseded(later) => return job.supersede(later).map(|_| ()),
+    }
+    let asked = text_of(process, &job.owner_path())?;
+    let outcome = fetch(process, &job, &asked);
+    let ended = match outcome {
+        Ok(()) => Box::new(job).deliver(),
+        Err(error) => Err((Box::new(job), error)),
+    };
+    if let Err((job, error)) = ended {
+        process.remark(&tell(&error));
+        job.fail(&error)?;
+    }
+    Ok(())
+}
+
+/// What an export's staging directory holds when it is whole.
+pub fn exported(asked: &str) -> [(&'static str, String); 2] {
+    [
+        ("a.vmdk", format!("disk of {asked}")),
+        ("manifest.json", format!("manifest of {asked}")),
+    ]
+}
+
+pub fn fetch(process: &Process, job: &Job, asked: &str) -> Result<()> {
+    let says = |word: &str| asked.split_whitespace().any(|said| said == word);
+    for (name, text) in exported(asked) {
+        if says("bad") && name == "manifest.json" {
+            return Err(Error::new(ErrorKind::Corrupt, "the server lies"));
+        }
+        if says("busy-once") && name == "manifest.json" && job.memory.retries == 0 {
+            return Err(Error::io("write", &job.staging_dir(), Errno::ENOSPC.into()));
+        }
+        process.write(&job.staging_dir().join(name), text.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// A disk that came before its owner: out of its own job, waiting or done.
@@ -445,6 +504,20 @@ pub fn disk(name: &str, says: &str, ends: &[JobState]) -> Dropped {
     dropped(name, DropKind::Disk, name, &[], says, ends)
 }
 
+/// A request to export a VM, in a scene that has a queue for it.
+pub fn asked(name: &str, says: &str, ends: &[JobState]) -> Dropped {
+    let mut asked = dropped(name, DropKind::Request, name, &[], says, ends);
+    asked.drop.place = "default".to_owned();
+    asked
+}
+
+/// What makes that queue: for `Scene::before`.
+pub fn make_target(_: &Scene, process: &Process) {
+    for dir in [TARGET, "/t/.incoming"] {
+        process.create_dir(Path::new(dir), 0o755).unwrap();
+    }
+}
+
 /// A drop of several files; the owner's text is its name and `says`, each other's is its name.
 pub fn dropped(
     name: &str,
@@ -474,6 +547,7 @@ pub fn dropped(
             owned,
             vm_name: VmName::new(stem).unwrap(),
             place: String::new(),
+            lane: String::new(),
             priority: Priority::Normal,
         },
         files,

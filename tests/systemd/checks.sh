@@ -7,6 +7,7 @@ disks=$state/disks
 default=hyper2kvm.service
 vsphere=hyper2kvm@vsphere-prod.service
 aws=hyper2kvm@aws-prod.service
+exports=hypervisord.service
 
 check() {
     (
@@ -149,6 +150,36 @@ hyperexport_submits_and_waits() {
             --hyper2kvm-poll-interval 1
     )
     some $state/vsphere-prod-output/exported.qcow2
+}
+
+the_export_service_fills_a_queue_by_request() {
+    mkdir -p /srv/store/asked
+    cp $disks/small.vmdk /srv/store/asked/asked.vmdk
+    # What systemd hands over, and nobody else reads.
+    install -m 600 /dev/null /root/secret
+    echo geheim >/root/secret
+    mkdir -p /etc/systemd/system/$exports.d
+    printf '[Service]\nLoadCredential=store.password:/root/secret\n' \
+        >/etc/systemd/system/$exports.d/credential.conf
+    systemctl daemon-reload
+    timeout 60 systemctl start $exports
+    runs $exports 0
+    local pid
+    pid=$(property MainPID $exports)
+    equal "the user of $exports" "$(stat -c %U:%G /proc/"$pid")" hypervisord:hyper2kvm
+    grep -q '^CapEff:.0000000010000000$' /proc/"$pid"/status
+    equal requests "$(modes /var/lib/hypervisord/requests)" "2770 hypervisord hyper2kvm"
+    (
+        umask 077
+        echo '{"export_version": "1.0", "server": "store", "vm": "asked", "instance": "aws-prod"}' \
+            >/tmp/asked.json
+        chown mover /tmp/asked.json
+        runuser -u mover -- cp /tmp/asked.json /var/lib/hypervisord/requests/asked.json
+    )
+    within 60 some $state/aws-prod-output/asked.qcow2
+    within 10 some /var/lib/hypervisord/requests/.processed/asked.json
+    fails runuser -u hyper2kvm -- ls /var/lib/hypervisord/work/debts
+    timeout 60 systemctl stop $exports
 }
 
 a_writer_of_another_user_is_waited_for() {
@@ -300,6 +331,7 @@ check drops_become_results
 check members_of_the_group_drop_and_read
 check a_job_directory_needs_to_be_writable
 check hyperexport_submits_and_waits
+check the_export_service_fills_a_queue_by_request
 check a_writer_of_another_user_is_waited_for
 check a_bad_file_fails_alone
 check hyperctl_shows_every_instance

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use hyper2kvm_tests::enumerate::{enumerate, strike_repeatedly};
 use hyper2kvm_tests::model::Process;
-use hyper2kvm_tests::scene::{self, Dropped, Scene, directories, disk, dropped, go_half_way};
+use hyper2kvm_tests::scene::{
+    self, Dropped, Scene, asked, directories, disk, dropped, fetch, go_half_way, make_target,
+};
 use queue::durable::Volume;
 use queue::error::Error;
 use queue::instance::{Archive, OnConflict};
@@ -464,4 +466,68 @@ fn control_requests() {
             };
         },
     );
+}
+
+/// The export service's job: staged in another queue, delivered there by one rename.
+#[test]
+fn an_export() {
+    for (name, says, end) in [
+        ("export", "", Completed),
+        ("export fails", "bad", Failed),
+        ("export busy once", "busy-once", Completed),
+    ] {
+        run(name, vec![asked("vm1.json", says, &[end])], |scene| {
+            scene.before = make_target;
+        });
+    }
+    let drops = ["a", "b"].map(|name| asked(&format!("{name}.json"), "", DONE));
+    run("two exports of one name", drops.into(), |scene| {
+        scene.before = make_target;
+        for dropped in &mut scene.drops {
+            dropped.drop.vm_name = queue::job::VmName::new("vm1").unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_export_is_interrupted() {
+    fn half(scene: &Scene, process: &Process) -> Result<Job, Error> {
+        let (_, job) = scene.begin_first(process)?;
+        fetch(process, &job, &scene.drops[0].files[0].1)?;
+        Ok(job)
+    }
+    run(
+        "export released",
+        vec![asked("vm1.json", "", DONE)],
+        |scene| {
+            scene.before = make_target;
+            scene.act = |scene, process| half(scene, process)?.release();
+        },
+    );
+    let ends = [Cancelled, Completed];
+    run(
+        "export cancelled",
+        vec![asked("vm1.json", "", &ends)],
+        |scene| {
+            scene.before = make_target;
+            scene.act = |scene, process| half(scene, process)?.cancel().map(|_| ());
+        },
+    );
+    run(
+        "export abandoned",
+        vec![asked("vm1.json", "", DONE)],
+        |scene| {
+            scene.before = make_target;
+            scene.act = |scene, process| half(scene, process).map(|_| ());
+        },
+    );
+}
+
+#[test]
+fn an_export_that_no_service_survives() {
+    let ends = &[Failed, Completed];
+    let mut scene = Scene::new(vec![asked("vm1.json", "", ends)]);
+    scene.before = make_target;
+    let failed = strike_repeatedly("poison export", &scene, scene.policy.max_attempts + 1);
+    assert!(failed > 0, "no export that killed its service was given up");
 }

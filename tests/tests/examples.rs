@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use queue::instance::Config;
-use queue::job::{Firmware, Manifest};
+use queue::instance::exports::{ExportsConfig, Server};
+use queue::job::{ExportRequest, Firmware, Manifest};
 use serde_json::Value;
 
 fn examples() -> PathBuf {
@@ -62,8 +63,17 @@ fn every_file_is_parsed() -> Result<()> {
     for entry in std::fs::read_dir(examples())? {
         let path = entry?.path();
         match path.extension().and_then(|extension| extension.to_str()) {
+            Some("toml") if path.ends_with("hypervisord.toml") => {
+                ExportsConfig::parse(&std::fs::read_to_string(&path)?, &path)?;
+                seen += 1;
+            }
             Some("toml") => {
                 Config::parse(&std::fs::read_to_string(&path)?, &path)?;
+                seen += 1;
+            }
+            Some("json") if path.ends_with("export-request.json") => {
+                let request = ExportRequest::parse(&std::fs::read(&path)?)?;
+                ensure!(request.notes().is_empty(), "{}", path.display());
                 seen += 1;
             }
             Some("json") => {
@@ -74,7 +84,7 @@ fn every_file_is_parsed() -> Result<()> {
             _ => {}
         }
     }
-    ensure!(seen >= 4, "only {seen} examples");
+    ensure!(seen >= 6, "only {seen} examples");
     Ok(())
 }
 
@@ -82,6 +92,8 @@ fn every_file_is_parsed() -> Result<()> {
 fn the_default_example_states_the_defaults() -> Result<()> {
     let path = Path::new("hyper2kvm.toml");
     ensure!(Config::parse(&read("hyper2kvm.toml")?, path)? == Config::default());
+    let path = Path::new("hypervisord.toml");
+    ensure!(ExportsConfig::parse(&read("hypervisord.toml")?, path)? == ExportsConfig::default());
     Ok(())
 }
 
@@ -89,11 +101,30 @@ fn the_default_example_states_the_defaults() -> Result<()> {
 fn every_key_is_documented() -> Result<()> {
     let text = uncommented(&read("hyper2kvm.toml")?);
     let config = Config::parse(&text, Path::new("hyper2kvm.toml"))?;
+    every_key_of(&serde_json::to_value(config)?, &text)?;
+    let text = uncommented(&read("hypervisord.toml")?);
+    let config = ExportsConfig::parse(&text, Path::new("hypervisord.toml"))?;
+    every_key_of(&serde_json::to_value(config)?, &text)?;
+    let servers = read("hypervisord.toml")?.replace("# ", "");
+    for key in serde_json::to_value(Server::default())?
+        .as_object()
+        .context("a map")?
+        .keys()
+    {
+        ensure!(
+            servers.contains(&format!("\n{key} = ")),
+            "no {key} of a server"
+        );
+    }
+    Ok(())
+}
+
+fn every_key_of(config: &Value, text: &str) -> Result<()> {
     let mut wanted = BTreeSet::new();
-    keys_of(&serde_json::to_value(config)?, "", &mut wanted);
-    let written = keys_in(&text);
+    keys_of(config, "", &mut wanted);
+    let written = keys_in(text);
     let missing: Vec<_> = wanted.difference(&written).collect();
-    ensure!(missing.is_empty(), "not in hyper2kvm.toml: {missing:?}");
+    ensure!(missing.is_empty(), "not in the example: {missing:?}");
     Ok(())
 }
 

@@ -1,9 +1,10 @@
 //! Real kills: a working daemon gets SIGKILL at random moments with twenty VMs in its queue, again
 //! and again; then every VM has exactly one sound result and nothing is left behind.
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use hyper2kvm_tests::daemon::{Site, names, wait};
+use hyper2kvm_tests::dice::Dice;
 use hyper2kvm_tests::images;
 use queue::job::JobState;
 
@@ -31,38 +32,12 @@ fn sources(dir: &Path) -> Vec<Source> {
     sources
 }
 
-/// xorshift64*, so that a printed seed brings the same delays again.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below
-    }
-}
-
-fn dice() -> Dice {
-    let given = std::env::var("KILL_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or_else(|| {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap();
-        now.as_nanos() as u64 | 1
-    });
-    println!("KILL_SEED={seed} brings the same delays again");
-    Dice(seed)
-}
-
 #[test]
 fn two_hundred_kills_lose_nothing() {
     // A job must not be given up however often it is hit; asides of killed daemons are young.
     let site = Site::new("max_attempts = 100000\nmax_concurrent_jobs = 2\nrescan_seconds = 1\n");
     let sources = sources(site.top.path());
-    let mut dice = dice();
+    let mut dice = Dice::new();
     let (mut kills, mut hits, mut round) = (0, 0, 0);
     while kills < KILLS {
         round += 1;

@@ -11,14 +11,17 @@ use anyhow::{Context, Result, ensure};
 /// The longest that the booted system may take.
 const LIMIT: &str = "600";
 
+const EXPORTS: &str = "[server.store]\nprovider = \"local\"\nroots = [\"/srv/store\"]\n";
+
 const VSPHERE: &str = "max_concurrent_jobs = 2\n[guest]\nfix = \"off\"\n";
 
 /// What the checks drop, and which disk each result has to equal.
-const RESULTS: [(&str, &str); 11] = [
+const RESULTS: [(&str, &str); 12] = [
     ("output/default-vm.qcow2", "small"),
     ("output/moved.qcow2", "small"),
     ("output/of-root.qcow2", "small"),
     ("vsphere-prod-output/exported.qcow2", "small"),
+    ("aws-prod-output/asked.qcow2", "small"),
     ("output/written.qcow2", "small"),
     ("output/reloaded.qcow2", "small"),
     ("vsphere-prod-output/vsphere-vm.qcow2", "small"),
@@ -57,7 +60,7 @@ fn programs() -> Result<PathBuf> {
         .ancestors()
         .nth(2)
         .context("the test lies in no target directory")?;
-    for program in ["hyper2kvm", "hyperctl", "hyperexport"] {
+    for program in ["hyper2kvm", "hyperctl", "hyperexport", "hypervisord"] {
         let path = dir.join(program);
         ensure!(
             path.exists(),
@@ -147,6 +150,8 @@ fn furnish(upper: &Path, script: &str) -> Result<()> {
         config.join("hyper2kvm.toml"),
     )?;
     fs::write(config.join("vsphere-prod.toml"), VSPHERE)?;
+    fs::write(config.join("hypervisord.toml"), EXPORTS)?;
+
     let checks = upper.join("test");
     fs::create_dir_all(&checks)?;
     let script = top().join("tests/systemd").join(script);
@@ -193,7 +198,7 @@ fn the_installed_units_work_under_systemd() -> Result<()> {
     booted.with_context(|| format!("the container ended badly; the checks said:\n{log}"))?;
 
     let names = names_of_checks()?;
-    ensure!(names.len() >= 19, "only {} checks", names.len());
+    ensure!(names.len() >= 20, "only {} checks", names.len());
     for name in names {
         let is_fine = log.lines().any(|line| line == format!("ok {name}"));
         ensure!(is_fine, "{name} failed:\n{log}");

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-const PROGRAMS: [&str; 3] = ["hyper2kvm", "hyperctl", "hyperexport"];
+const PROGRAMS: [&str; 4] = ["hyper2kvm", "hyperctl", "hyperexport", "hypervisord"];
 
 fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -76,9 +76,11 @@ fn installs_these_files() -> Result<()> {
         "usr/bin/hyper2kvm",
         "usr/bin/hyperctl",
         "usr/bin/hyperexport",
+        "usr/bin/hypervisord",
         "usr/lib/systemd/system/hyper2kvm.service",
         "usr/lib/systemd/system/hyper2kvm.target",
         "usr/lib/systemd/system/hyper2kvm@.service",
+        "usr/lib/systemd/system/hypervisord.service",
         "usr/lib/sysusers.d/hyper2kvm.conf",
         "usr/lib/tmpfiles.d/hyper2kvm.conf",
     ];
@@ -90,6 +92,8 @@ fn installs_these_files() -> Result<()> {
     for document in [
         "LICENSE",
         "examples/hyper2kvm.toml",
+        "examples/hypervisord.toml",
+        "examples/export-request.json",
         "examples/manifest.json",
     ] {
         let document = format!("usr/share/doc/hyper2kvm/{document}");
@@ -122,14 +126,20 @@ fn systemd_accepts_the_units_and_finds_them_safe() -> Result<()> {
             "hyper2kvm.service",
             "hyper2kvm@a-b.service",
             "hyper2kvm.target",
+            "hypervisord.service",
         ]
         .map(OsStr::new),
         &[("SYSTEMD_UNIT_PATH", search.as_ref())],
     )?;
-    ensure!(!said.contains("hyper2kvm"), "{said}");
-    for unit in ["hyper2kvm.service", "hyper2kvm@.service"] {
+    ensure!(!said.contains("hyper"), "{said}");
+    // The export service may reach the network.
+    for (unit, limit) in [
+        ("hyper2kvm.service", "--threshold=15"),
+        ("hyper2kvm@.service", "--threshold=15"),
+        ("hypervisord.service", "--threshold=17"),
+    ] {
         let path = units.join(unit);
-        let options = ["security", "--offline=true", "--threshold=15", "--no-pager"];
+        let options = ["security", "--offline=true", limit, "--no-pager"];
         let mut args: Vec<&OsStr> = options.map(OsStr::new).into();
         args.push(path.as_os_str());
         run("systemd-analyze", &args, &[])?;
@@ -181,14 +191,22 @@ fn makes_the_user_and_the_directories() -> Result<()> {
     let groups = std::fs::read_to_string(root.join("etc/group"))?;
     let user: u32 = field(&users, "hyper2kvm", 2)?.parse()?;
     let group: u32 = field(&groups, "hyper2kvm", 2)?.parse()?;
-    ensure!(field(&users, "hyper2kvm", 6)? == "/usr/sbin/nologin");
-    for (dir, mode) in [
-        ("", 0o0750),
-        ("queue", 0o2770),
-        ("output", 0o2750),
-        ("work", 0o2750),
+    let exporter: u32 = field(&users, "hypervisord", 2)?.parse()?;
+    for name in ["hyper2kvm", "hypervisord"] {
+        ensure!(field(&users, name, 6)? == "/usr/sbin/nologin", "{name}");
+    }
+    ensure!(field(&groups, "hyper2kvm", 3)? == "hypervisord");
+    for (dir, mode, user) in [
+        ("hyper2kvm", 0o0750, user),
+        ("hyper2kvm/queue", 0o2770, user),
+        ("hyper2kvm/output", 0o2750, user),
+        ("hyper2kvm/work", 0o2750, user),
+        ("hypervisord", 0o0750, exporter),
+        ("hypervisord/requests", 0o2770, exporter),
+        ("hypervisord/output", 0o2750, exporter),
+        ("hypervisord/work", 0o2750, exporter),
     ] {
-        let metadata = root.join("var/lib/hyper2kvm").join(dir).metadata()?;
+        let metadata = root.join("var/lib").join(dir).metadata()?;
         let found = metadata.mode() & 0o7777;
         ensure!(found == mode, "{dir:?} has mode {found:o}");
         ensure!((metadata.uid(), metadata.gid()) == (user, group), "{dir:?}");

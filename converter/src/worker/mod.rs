@@ -4,6 +4,7 @@ mod turn;
 
 use std::sync::Arc;
 
+use queue::arrival::Intake;
 use queue::instance::Instance;
 use queue::job::Phase;
 use queue::service::{Activity, Outcome, Service, Work, host_name};
@@ -30,7 +31,11 @@ fn service(instance: Instance, host: &str) -> Service {
     let work = Arc::new(Conversions {
         settings: settings(&instance, host),
     });
-    Service { instance, work }
+    Service {
+        instance,
+        intake: Intake::Machines,
+        work,
+    }
 }
 
 fn settings(instance: &Instance, host: &str) -> Settings {

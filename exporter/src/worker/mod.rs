@@ -1,11 +1,12 @@
 //! Hands an export over: to a directory, to `hyper2kvm convert`, or to an instance's queue.
 //!
-//! The only room that knows the queue. A submission becomes visible by one rename; what is not
-//! handed over is removed again.
+//! The only room that knows the queue; `service` does the same unattended, by request. A
+//! submission becomes visible by one rename; what is not handed over is removed again.
 pub mod daemon;
 pub mod direct;
 pub mod follow;
 pub mod ledger;
+pub mod service;
 mod staging;
 
 use std::path::{Path, PathBuf};

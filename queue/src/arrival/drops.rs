@@ -72,6 +72,7 @@ pub(super) fn lone(name: &str, kind: DropKind) -> Drop {
         owned: Vec::new(),
         vm_name: VmName::of_file(stem),
         place: String::new(),
+        lane: String::new(),
         priority: Priority::Normal,
     }
 }

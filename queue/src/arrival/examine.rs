@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::arrival::candidate::{self, Class};
 use crate::arrival::drops::{Arrival, arrival, directory_owner, lone};
 use crate::arrival::pieces::{self, Pieces};
-use crate::arrival::tracker::Arrivals;
+use crate::arrival::tracker::{Arrivals, Intake};
 use crate::arrival::whole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::VmName;
@@ -21,6 +21,7 @@ const ACCESS_GRACE: Duration = Duration::from_secs(30);
 const OWNER_PATIENCE: Duration = Duration::from_secs(30);
 const OWNER_PATIENCE_SETTLES: u32 = 15;
 
+#[expect(clippy::large_enum_variant, reason = "made and taken apart at once")]
 pub(super) enum Verdict {
     Ready(Arrival),
     Wait,
@@ -38,6 +39,9 @@ impl Arrivals {
             self.stillness.forget(&path);
             return Verdict::Ignore;
         };
+        if self.terms.intake == Intake::Requests {
+            return self.examine_request(name, &metadata);
+        }
         if metadata.is_dir() {
             return self.examine_directory(name);
         }
@@ -245,7 +249,7 @@ impl Arrivals {
     }
 
     /// Not whole: wait, but not longer than the incomplete timeout since the last change.
-    fn wait_or_refuse(
+    pub(super) fn wait_or_refuse(
         &mut self,
         name: &str,
         pieces: &[String],

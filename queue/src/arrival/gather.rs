@@ -2,7 +2,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::arrival::tracker::{Arrivals, scope};
+use crate::arrival::tracker::{Arrivals, Intake, scope};
 use crate::error::Result;
 use crate::job::JobId;
 use crate::spool::{DropKind, Job};
@@ -34,6 +34,9 @@ impl Arrivals {
 
     /// Brings a claimed job's pieces together; those in the queue directory are taken when whole.
     pub fn gather(&mut self, job: &mut Job) -> Result<Gathered> {
+        if self.terms.intake == Intake::Requests {
+            return Ok(Gathered::Whole);
+        }
         loop {
             let (gathered, has_taken) = self.gather_named(job)?;
             // What was taken may name more: a descriptor its extents, a parent its own parent.

@@ -10,6 +10,7 @@ mod examine;
 mod gather;
 mod parents;
 pub mod pieces;
+mod requests;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -21,4 +22,4 @@ pub mod xml;
 
 pub use drops::Arrival;
 pub use gather::Gathered;
-pub use tracker::{ADOPTION_GRACE, Arrivals, Terms};
+pub use tracker::{ADOPTION_GRACE, Arrivals, Intake, Terms};

@@ -34,6 +34,7 @@ impl Site {
         let spool = Spool::open(Arc::new(HostVolume), directories.clone(), policy, "host").unwrap();
         let directories = Arc::new(directories);
         let terms = Terms {
+            intake: Default::default(),
             settle: Duration::ZERO,
             incomplete_timeout: TIMEOUT,
             network: false,

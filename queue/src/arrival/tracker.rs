@@ -31,9 +31,20 @@ fn is_urgent(name: &str) -> bool {
     !matches!(candidate::classify(name), Some(Class::Disk | Class::Ovf))
 }
 
+/// Which drops a queue takes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Intake {
+    /// Disks, appliances, manifests and job directories.
+    #[default]
+    Machines,
+    /// Export requests and nothing else.
+    Requests,
+}
+
 /// How arrival judges, as the configuration says it.
 #[derive(Debug, Clone)]
 pub struct Terms {
+    pub intake: Intake,
     pub settle: Duration,
     pub incomplete_timeout: Duration,
     /// Whether other hosts write to the queue's file system.
@@ -270,6 +281,9 @@ impl Arrivals {
         let directories = self.directories.clone();
         let scope = scope(&directories, &directories.queue);
         let mut owned = BTreeSet::new();
+        if self.terms.intake == Intake::Requests {
+            return owned;
+        }
         for name in names {
             let is_owner = candidate::classify(name).is_some();
             if is_owner && let Some(pieces) = self.texts.pieces_if_sound(&scope, name) {

@@ -1,10 +1,10 @@
 //! The configuration of one instance: TOML, unknown keys refused, errors with file, line and key.
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::instance::text::Text;
 
 /// 1 TiB.
 const MAX_CHECKPOINT_MIB: u64 = 1 << 20;
@@ -270,32 +270,31 @@ fn compress<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<C
     })
 }
 
+impl Retry {
+    /// `text` is what it was read from.
+    pub fn check(&self, text: &Text<'_>) -> Result<()> {
+        if (1.0..=100.0).contains(&self.backoff_multiplier) {
+            return Ok(());
+        }
+        Err(text.refuse("backoff_multiplier", "is not between 1 and 100"))
+    }
+}
+
 impl Config {
     /// Parses the text of the file at `path`, which is named in every error.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let config: Self = toml::from_str(text).map_err(|error| {
-            let (line, key) = locate(text, error.span());
-            let key = key.map(|key| format!(", key {key}")).unwrap_or_default();
-            let message = error.message().replace('\n', " ");
-            Error::invalid(format!("{}, line {line}{key}: {message}", path.display()))
-                .with_remedy("correct the line; `hyper2kvm check-config` checks it again")
-        })?;
-        config.check(text, path)?;
+        let text = Text {
+            text,
+            path,
+            program: "hyper2kvm",
+        };
+        let config: Self = text.parse()?;
+        config.check(&text)?;
         Ok(config)
     }
 
-    fn check(&self, text: &str, path: &Path) -> Result<()> {
-        let refuse = |key: &str, what: &str| {
-            let line = text
-                .lines()
-                .position(|line| line.trim_start().starts_with(key))
-                .map_or(1, |index| index + 1);
-            Err(Error::invalid(format!(
-                "{}, line {line}, key {key}: {what}",
-                path.display()
-            ))
-            .with_remedy("correct the line; `hyper2kvm check-config` checks it again"))
-        };
+    fn check(&self, text: &Text<'_>) -> Result<()> {
+        let refuse = |key: &str, what: &str| Err(text.refuse(key, what));
         for (key, dir) in [
             ("watch_dir", &self.watch_dir),
             ("output_dir", &self.output_dir),
@@ -326,10 +325,7 @@ impl Config {
         if self.checkpoint_mib > MAX_CHECKPOINT_MIB {
             return refuse("checkpoint_mib", "is more than 1048576");
         }
-        let multiplier = self.retry.backoff_multiplier;
-        if !(1.0..=100.0).contains(&multiplier) {
-            return refuse("backoff_multiplier", "is not between 1 and 100");
-        }
+        self.retry.check(text)?;
         let highest = if self.compress == Compress::Zstd {
             19
         } else {
@@ -340,20 +336,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-/// The 1-based line of an error, and the key that stands there.
-fn locate(text: &str, span: Option<Range<usize>>) -> (usize, Option<String>) {
-    let start = span.map_or(0, |span| span.start).min(text.len());
-    let before = text.get(..start).unwrap_or_default();
-    let line = before.matches('\n').count();
-    let key = text
-        .lines()
-        .nth(line)
-        .and_then(|line| line.split_once('='))
-        .map(|(key, _)| key.trim().to_owned())
-        .filter(|key| !key.is_empty());
-    (line + 1, key)
 }
 
 #[cfg(test)]

@@ -1,19 +1,22 @@
 //! Instances: their names, services, configuration files and directories.
 pub mod config;
+pub mod exports;
 mod filesystem;
+pub mod text;
 
 use std::path::{Path, PathBuf};
 
+pub use crate::job::name::{DEFAULT_INSTANCE as DEFAULT, check_instance as check_name};
 pub use config::{Archive, Compress, Config, GuestFix, OnConflict};
 pub use filesystem::{free_bytes, is_network, is_network_file};
 
 use crate::error::{Error, Result};
 
-/// The name of the instance that has none: `hyper2kvm.service`.
-pub const DEFAULT: &str = "default";
 /// Overrides the directory of the configuration files.
 pub const CONFIG_DIR_VARIABLE: &str = "HYPER2KVM_CONFIG_DIR";
 const CONFIG_DIR: &str = "/etc/hyper2kvm";
+/// Where producers stage, beneath the queue directory.
+pub const INCOMING: &str = ".incoming";
 const STATE_DIR: &str = "/var/lib/hyper2kvm";
 
 /// The directory that holds the instances' configuration files.
@@ -127,16 +130,6 @@ pub fn config_path(name: &str) -> PathBuf {
     config_dir().join(format!("{stem}.toml"))
 }
 
-/// An instance's name: letters, digits, `_`, `-` and inner dots, at most 64.
-pub fn check_name(name: &str) -> Result<()> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.bytes().all(plain) {
-        return Err(Error::invalid(format!("{name:?} is not an instance name"))
-            .with_remedy("use letters, digits, _, - and dots, not beginning with a dot"));
-    }
-    Ok(())
-}
-
 /// Where an instance works. All paths of the contract come from here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directories {
@@ -168,7 +161,7 @@ impl Directories {
     }
 
     pub fn incoming(&self) -> PathBuf {
-        self.queue.join(".incoming")
+        self.queue.join(INCOMING)
     }
     pub fn processing(&self) -> PathBuf {
         self.queue.join(".processing")
@@ -260,7 +253,7 @@ mod tests {
             named.directories.output,
             Path::new("/var/lib/hyper2kvm/vsphere-prod-output")
         );
-        for bad in ["", ".", "../x", "a/b", "a b"] {
+        for bad in ["", ".", "../x", "a/b", "a b", "hypervisord"] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }

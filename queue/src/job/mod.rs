@@ -3,6 +3,7 @@
 //! Plain data and its JSON; nothing here touches a directory.
 mod finding;
 pub mod end;
+pub mod export;
 pub mod id;
 pub mod machine;
 pub mod manifest;
@@ -11,9 +12,12 @@ pub mod record;
 pub mod request;
 
 pub use finding::{Finding, GuestCode};
+pub use export::{ExportFormat, ExportRequest};
 pub use id::JobId;
 pub use machine::{Firmware, Machine, Nic};
 pub use manifest::Manifest;
 pub use name::VmName;
-pub use record::{DiskRecord, Failure, JobState, Phase, Priority, Progress, Record, Status};
+pub use record::{
+    Delivery, DiskRecord, Failure, JobState, Phase, Priority, Progress, Record, Status,
+};
 pub use request::Request;

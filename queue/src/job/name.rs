@@ -12,6 +12,27 @@ use crate::error::{Error, Result};
 /// The longest encoded name, in bytes: with `-disk12.qcow2` or `.error.json` it is in NAME_MAX.
 pub const MAX_BYTES: usize = 200;
 
+/// The name of the instance that has none: `hyper2kvm.service`.
+pub const DEFAULT_INSTANCE: &str = "default";
+/// The export service, whose configuration lies beside those of the instances.
+pub const EXPORT_SERVICE: &str = "hypervisord";
+
+/// An instance's name: letters, digits, `_`, `-` and inner dots, at most 64.
+pub fn check_instance(name: &str) -> Result<()> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.bytes().all(plain) {
+        return Err(Error::invalid(format!("{name:?} is not an instance name"))
+            .with_remedy("use letters, digits, _, - and dots, not beginning with a dot"));
+    }
+    if name == EXPORT_SERVICE {
+        return Err(
+            Error::invalid(format!("{name} is the export service, not an instance"))
+                .with_remedy("give the instance another name"),
+        );
+    }
+    Ok(())
+}
+
 /// A VM's name in its encoded form, safe as one path component.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -50,6 +50,10 @@ pub enum Phase {
     #[default]
     Settle,
     Verify,
+    /// The provider is asked what the VM is.
+    Describe,
+    /// Its disks are fetched.
+    Export,
     Convert,
     Repair,
     /// The boot check.
@@ -62,6 +66,8 @@ impl Phase {
         match self {
             Self::Settle => "settle",
             Self::Verify => "verify",
+            Self::Describe => "describe",
+            Self::Export => "export",
             Self::Convert => "convert",
             Self::Repair => "repair",
             Self::Prove => "prove",
@@ -190,6 +196,17 @@ impl From<&Error> for Failure {
     }
 }
 
+/// A job directory that an export has put into an instance's queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Delivery {
+    pub instance: String,
+    /// The queue directory, absolute.
+    pub queue: PathBuf,
+    /// The name under which it was dropped there.
+    pub drop: String,
+}
+
 /// `output/.daemon/jobs/<job>.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -242,6 +259,9 @@ pub struct Record {
     /// Published files, absolute.
     #[serde(default)]
     pub outputs: Vec<PathBuf>,
+    /// Where an export went: the conversion's record bears its drop's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivered: Option<Delivery>,
     /// Where a failed job's source lies now, absolute.
     #[serde(default)]
     pub archived: Vec<PathBuf>,
@@ -285,6 +305,7 @@ impl Record {
             host: String::new(),
             pid: 0,
             outputs: Vec::new(),
+            delivered: None,
             archived: Vec::new(),
             superseded_by: None,
             findings: Vec::new(),

@@ -20,6 +20,7 @@ pub enum Command {
 /// One running job, as the dispatcher and the heartbeat see it.
 pub struct Activity {
     pub job_id: JobId,
+    pub(super) lane: String,
     shown: Mutex<Shown>,
     pub(super) done_bytes: AtomicU64,
     pub(super) total_bytes: AtomicU64,
@@ -37,6 +38,7 @@ impl Activity {
     pub fn new(job: &Job) -> Arc<Self> {
         Arc::new(Self {
             job_id: job.id(),
+            lane: job.memory.lane.clone(),
             shown: Mutex::new(Shown {
                 vm_name: job.memory.vm_name.to_string(),
                 phase: Phase::Settle,

@@ -70,8 +70,8 @@ impl Backlog {
         Some(waiting)
     }
 
-    /// Takes the next job that may start at `now`.
-    pub fn next(&mut self, now: Instant) -> Option<Waiting> {
+    /// Takes the next job that may start at `now` and whose lane is free.
+    pub fn next(&mut self, now: Instant, is_free: &dyn Fn(&str) -> bool) -> Option<Waiting> {
         while let Some((time, rank)) = self.later.first().copied() {
             if time > now {
                 break;
@@ -79,8 +79,12 @@ impl Backlog {
             self.later.pop_first();
             self.ready.insert(rank);
         }
-        let (_, id) = self.ready.pop_first()?;
-        self.known.remove(&id).map(|(waiting, _)| waiting)
+        let may_start = |rank: &&Rank| {
+            let known = self.known.get(&rank.1);
+            known.is_some_and(|(waiting, _)| is_free(&waiting.lane))
+        };
+        let (_, id) = self.ready.iter().find(may_start).copied()?;
+        self.remove(id)
     }
 
     /// The first jobs that may start, in order.
@@ -111,6 +115,7 @@ mod tests {
         Waiting {
             job_id: JobId::new(),
             vm_name: VmName::new("x").unwrap(),
+            lane: String::new(),
             priority,
             not_before: None,
             bare_disk: None,
@@ -134,16 +139,33 @@ mod tests {
         backlog.postpone(first.clone(), Duration::from_secs(5));
         assert_eq!(backlog.len(), 4);
         let mut order = Vec::new();
-        while let Some(job) = backlog.next(now) {
+        while let Some(job) = backlog.next(now, &|_| true) {
             order.push(job.job_id);
         }
         assert_eq!(order, [high.job_id, second.job_id, low.job_id]);
         assert!(backlog.next_due().unwrap() >= now + Duration::from_secs(5));
         let later = now + Duration::from_secs(6);
         assert_eq!(
-            backlog.next(later).map(|job| job.job_id),
+            backlog.next(later, &|_| true).map(|job| job.job_id),
             Some(first.job_id)
         );
         assert_eq!(backlog.len(), 0);
+    }
+
+    #[test]
+    fn a_full_lane_holds_up_nobody_else() {
+        let mut backlog = Backlog::default();
+        let in_lane = |lane: &str| Waiting {
+            lane: lane.to_owned(),
+            ..waiting(Priority::Normal)
+        };
+        let [full, free] = ["full", "free"].map(in_lane);
+        backlog.add(full.clone());
+        backlog.add(free.clone());
+        let now = Instant::now();
+        let next = backlog.next(now, &|lane| lane != "full").unwrap();
+        assert_eq!(next.job_id, free.job_id);
+        assert!(backlog.next(now, &|lane| lane != "full").is_none());
+        assert_eq!(backlog.next(now, &|_| true), Some(full));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use crate::arrival::watch::Hint;
-use crate::arrival::{Arrival, Arrivals, Terms};
+use crate::arrival::{Arrival, Arrivals, Intake, Terms};
 use crate::error::Result;
 use crate::instance::Instance;
 use crate::job::JobId;
@@ -73,9 +73,13 @@ impl Dispatcher {
         board: Arc<Board>,
         channel: (Sender<Message>, Receiver<Message>, Arc<AtomicUsize>),
     ) -> Result<Self> {
-        let Service { instance, work } = service;
+        let Service {
+            instance,
+            intake,
+            work,
+        } = service;
         let network = crate::instance::is_network(&instance.directories.queue)?;
-        let arrivals = Arrivals::new(spool.directories.clone(), terms(&instance, network));
+        let arrivals = Arrivals::new(spool.directories.clone(), terms(&instance, intake, network));
         let state = spool.state()?;
         if state != DaemonState::Running {
             tracing::warn!("{state:?} since before the start; `hyperctl resume` takes up work");
@@ -237,14 +241,19 @@ impl Dispatcher {
     }
 
     pub(super) fn reload(&mut self, service: Service) {
-        let Service { mut instance, work } = service;
+        let Service {
+            mut instance,
+            intake,
+            work,
+        } = service;
         if instance.directories != self.instance.directories {
             tracing::warn!("directories change only with a restart; the rest is reloaded");
             instance.directories = self.instance.directories.clone();
         }
         self.spool.policy = Arc::new(Policy::of(&instance));
         self.work = work;
-        self.arrivals.set_terms(terms(&instance, self.network));
+        self.arrivals
+            .set_terms(terms(&instance, intake, self.network));
         self.instance = instance;
         tracing::info!("configuration reloaded; running jobs go on with the earlier one");
     }
@@ -289,9 +298,10 @@ impl Dispatcher {
     }
 }
 
-fn terms(instance: &Instance, network: bool) -> Terms {
+fn terms(instance: &Instance, intake: Intake, network: bool) -> Terms {
     let settle = instance.config.settle_seconds;
     Terms {
+        intake,
         settle: Duration::from_secs(settle.unwrap_or(if network { 10 } else { 2 })),
         incomplete_timeout: Duration::from_secs(instance.config.incomplete_timeout),
         network,

@@ -30,7 +30,12 @@ impl Dispatcher {
         let now = Instant::now();
         while self.has_slot() {
             self.board.pulse.keep();
-            let Some(waiting) = self.backlog.next(now) else {
+            let (active, work) = (&self.active, &self.work);
+            let is_free = |lane: &str| {
+                let running = active.values().filter(|activity| activity.lane == lane);
+                running.count() < work.lane_limit(lane)
+            };
+            let Some(waiting) = self.backlog.next(now, &is_free) else {
                 break;
             };
             if let Err(error) = self.start(&waiting) {

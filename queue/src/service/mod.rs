@@ -10,6 +10,7 @@ mod board;
 mod claims;
 mod control;
 mod dispatch;
+pub mod journal;
 mod launch;
 pub mod log;
 mod reporter;

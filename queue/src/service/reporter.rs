@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::activity::{Activity, Command, lock, percent};
 use super::turn;
-use crate::job::{Finding, Phase, Progress};
+use crate::job::{Finding, Phase, Progress, Record};
 use crate::spool::Job;
 
 /// Records are replaced at most twice a second.
@@ -86,6 +86,11 @@ impl<'a> Reporter<'a> {
         pen.job.record.progress = pen.progress(done_bytes, total_bytes);
         // Progress is a courtesy: a full disk is found out by the conversion itself.
         let _ = pen.job.save_record(false);
+    }
+
+    /// Changes what the record tells; pollers see it with the next progress.
+    pub fn note(&self, change: impl FnOnce(&mut Record)) {
+        change(&mut lock(&self.pen).job.record);
     }
 
     /// `bytes` more are to be done than was known before.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use crate::arrival::Intake;
 use crate::durable::HostVolume;
 use crate::instance::{Config, Directories, Instance};
 use crate::job::{JobId, JobState};
@@ -32,6 +33,7 @@ impl Work for Idle {
 fn service(instance: &Instance) -> Service {
     Service {
         instance: instance.clone(),
+        intake: Intake::Machines,
         work: Arc::new(Idle),
     }
 }
@@ -123,15 +125,18 @@ fn trouble_is_not_met_again_at_once() {
     let id = site.job();
     let now = Instant::now();
     assert_eq!(
-        dispatcher.backlog.next(now).map(|next| next.job_id),
+        dispatcher
+            .backlog
+            .next(now, &|_| true)
+            .map(|next| next.job_id),
         Some(id)
     );
     let error = Error::new(ErrorKind::NoSpace, "full");
     dispatcher.finish(id, Outcome::Trouble(error));
     assert!(dispatcher.backlog.contains(id));
-    assert!(dispatcher.backlog.next(Instant::now()).is_none());
+    assert!(dispatcher.backlog.next(Instant::now(), &|_| true).is_none());
     let later = now + Duration::from_secs(60);
-    assert!(dispatcher.backlog.next(later).is_some());
+    assert!(dispatcher.backlog.next(later, &|_| true).is_some());
 }
 
 #[test]

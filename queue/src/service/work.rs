@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::activity::Activity;
+use crate::arrival::Intake;
 use crate::error::Error;
 use crate::instance::Instance;
 use crate::spool::recover::Waiting;
@@ -17,6 +18,11 @@ pub trait Work: Send + Sync {
     /// Whether one more turn may start beside those that run.
     fn has_room(&self, running: &mut dyn Iterator<Item = &Activity>) -> bool;
 
+    /// How many jobs of a lane may run at once.
+    fn lane_limit(&self, _lane: &str) -> usize {
+        usize::MAX
+    }
+
     /// What the configuration asks for and this version does not do.
     fn not_heeded(&self) -> Vec<String> {
         Vec::new()
@@ -28,6 +34,7 @@ pub trait Work: Send + Sync {
 pub struct Service {
     /// Its name, its directories, and what its configuration says about the queue.
     pub instance: Instance,
+    pub intake: Intake,
     pub work: Arc<dyn Work>,
 }
 

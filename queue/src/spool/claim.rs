@@ -33,6 +33,8 @@ impl Spool {
             takes,
             vm_name: drop.vm_name.clone(),
             place: drop.place.clone(),
+            lane: drop.lane.clone(),
+            target: None,
             priority: drop.priority,
             created_at: record::timestamp(SystemTime::now()),
             attempts: 0,

@@ -54,7 +54,10 @@ pub fn cancelled() -> Error {
 impl Job {
     /// Ends an attempt that failed. The error's kind is the fate: see `ErrorKind::is_transient`.
     pub fn fail(mut self, error: &Error) -> Result<Fate> {
-        if matches!(self.memory.stage, Stage::Publishing { .. }) {
+        if matches!(
+            self.memory.stage,
+            Stage::Publishing { .. } | Stage::Delivering { .. }
+        ) {
             return Ok(Fate::Publishing);
         }
         let failure = Failure::from(error);

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::memory::{DropKind, Memory, Stage, Take};
-use super::{OWN_MODE, Spool};
+use super::{OWN_MODE, SHARED_MODE, Spool};
 use crate::durable::{self, Lock};
 use crate::error::Result;
 use crate::job::{JobId, JobState, Phase, Priority, Record, VmName, record};
@@ -61,7 +61,10 @@ impl Job {
 
     /// Where the result is made: on its final file system, seen by nobody.
     pub fn staging_dir(&self) -> PathBuf {
-        self.spool.staging_dir(self.id())
+        match &self.memory.target {
+            Some(target) => self.incoming_of(target),
+            None => self.spool.staging_dir(self.id()),
+        }
     }
 
     /// Where a worker notes how far it is, beside the staging directory: as long as this is there,
@@ -265,7 +268,12 @@ impl Job {
     /// Gives up what an earlier attempt left of a begun job.
     pub fn start_over(&self) -> Result<()> {
         self.clear_staging()?;
-        self.volume().create_dir(&self.staging_dir(), OWN_MODE)
+        let mode = match self.memory.target {
+            // Another daemon is to move it: rename(2) of a directory needs that.
+            Some(_) => SHARED_MODE,
+            None => OWN_MODE,
+        };
+        self.volume().create_dir(&self.staging_dir(), mode)
     }
 
     /// Keeps what is staged if there is a journal of it; clears it otherwise, and says false.

@@ -37,6 +37,7 @@ impl Spool {
         match job.memory.stage.clone() {
             Stage::Claimed { .. } => job.resume_claim(),
             Stage::Running => job.count_crash(),
+            Stage::Delivering { .. } => job.finish_delivery().map(|()| Hold::Over),
             Stage::Publishing { .. } if job.has_product()? => job.resume_publish(),
             // A later job of its name has replaced its result meanwhile.
             Stage::Publishing { .. } if job.record.state == JobState::Completed => {
@@ -129,6 +130,8 @@ impl Spool {
                 })
                 .collect(),
             place: String::new(),
+            lane: String::new(),
+            target: None,
             priority: Priority::Normal,
             created_at: record::timestamp(SystemTime::now()),
             attempts: 0,

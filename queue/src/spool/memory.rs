@@ -1,6 +1,8 @@
 //! `job.json`: the claim's own memory, inside `.processing/<job>/`.
 //!
 //! It is written before what it speaks of is done, so that whoever finds an orphan can finish it.
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -19,6 +21,8 @@ pub enum DropKind {
     Manifest,
     /// A directory that was published by one rename.
     Directory,
+    /// Not a VM, but the request to export one.
+    Request,
 }
 
 /// What lies in the queue directory and is whole: what a claim takes.
@@ -34,6 +38,8 @@ pub struct Drop {
     pub vm_name: VmName,
     /// The directory beneath the output directory that the manifest asks for; mostly empty.
     pub place: String,
+    /// What only so many jobs at once may use: the server of an export.
+    pub lane: String,
     pub priority: Priority,
 }
 
@@ -57,8 +63,17 @@ pub enum Stage {
     Running,
     /// The result in staging is whole and durable; only the publishing remains.
     Publishing { link: String, file: String },
+    /// The same of an export: what is staged in the target queue only has to be renamed to `name`.
+    Delivering { name: String },
     /// Failed or cancelled for good; only the telling and archiving remain.
     Failed { state: JobState, failure: Failure },
+}
+
+/// An instance and its queue directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub instance: String,
+    pub queue: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,6 +87,11 @@ pub struct Memory {
     pub vm_name: VmName,
     #[serde(default)]
     pub place: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub lane: String,
+    /// The instance's queue into which an export goes, since it was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
     #[serde(default)]
     pub priority: Priority,
     pub created_at: String,

@@ -3,6 +3,7 @@
 //! Every state is a file, every move a rename; a job is in exactly one place. What is on disk
 //! before each step is enough for anyone to finish or undo the step: see `recover`.
 mod claim;
+mod deliver;
 mod fail;
 pub mod growing;
 mod held;
@@ -26,7 +27,7 @@ use std::time::SystemTime;
 pub use fail::{Fate, cancelled};
 pub use held::{Begun, Job};
 pub use hold::Hold;
-pub use memory::{Drop, DropKind, Memory, Stage, Take};
+pub use memory::{Drop, DropKind, Memory, Stage, Take, Target};
 pub use publish::Product;
 
 use crate::durable::{self, EntryKind, Volume};

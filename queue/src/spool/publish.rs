@@ -161,7 +161,7 @@ impl Job {
         let link = self.write_link(&place.join(&link), &file)?;
         self.clear_staging()?;
         self.withdraw_adopted()?;
-        self.tell_completed(&result, link)?;
+        self.tell_published(&result, link)?;
         self.finish_archive()
     }
 
@@ -219,7 +219,7 @@ impl Job {
         link.with_file_name(format!(".{}.link{}", self.id(), durable::ASIDE_SUFFIX))
     }
 
-    fn tell_completed(&mut self, result: &Path, link: Option<PathBuf>) -> Result<()> {
+    fn tell_published(&mut self, result: &Path, link: Option<PathBuf>) -> Result<()> {
         if self.record.state == JobState::Completed {
             // Whoever told it may have died before it was durable.
             return self.volume().sync(&self.spool.directories.records());
@@ -230,6 +230,10 @@ impl Job {
         }
         outputs.sort_unstable();
         self.record.outputs = outputs;
+        self.tell_completed()
+    }
+
+    pub(super) fn tell_completed(&mut self) -> Result<()> {
         self.record.state = JobState::Completed;
         self.record.phase = Phase::Publish;
         self.record.error = None;

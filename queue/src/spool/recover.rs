@@ -28,6 +28,8 @@ const RECORD_KEPT: Duration = DAY.saturating_mul(90);
 pub struct Waiting {
     pub job_id: JobId,
     pub vm_name: VmName,
+    /// See `Drop::lane`.
+    pub lane: String,
     pub priority: Priority,
     pub not_before: Option<SystemTime>,
     /// The name of a drop that is one file without an owner: an owner may still come for it.
@@ -39,6 +41,7 @@ impl From<&Job> for Waiting {
         Self {
             job_id: job.id(),
             vm_name: job.memory.vm_name.clone(),
+            lane: job.memory.lane.clone(),
             priority: job.memory.priority,
             not_before: job.not_before(),
             bare_disk: job.is_bare_disk().then(|| job.memory.drop.clone()),

@@ -58,6 +58,7 @@ impl Spool {
         let id = report.job.job_id;
         let memory = Memory {
             takes: report.archived,
+            target: None,
             attempts: report.job.attempts,
             crashes: 0,
             journal_bytes: 0,

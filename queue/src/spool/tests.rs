@@ -42,6 +42,7 @@ impl Site {
     fn claim(&self, name: &str, vm: &str, place: &str) -> Box<Job> {
         fs::write(self.at("queue").join(name), name).unwrap();
         let drop = Drop {
+            lane: String::new(),
             name: name.to_owned(),
             kind: DropKind::Disk,
             owner: name.to_owned(),

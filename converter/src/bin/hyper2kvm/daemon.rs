@@ -11,7 +11,8 @@ use crate::args::DaemonArgs;
 /// Runs the daemon; the exit code tells a wrong configuration (2) from trouble (1).
 pub fn run(options: &DaemonArgs) -> ExitCode {
     keep_memory_together();
-    crate::journal::start(options.log_level.unwrap_or(tracing::Level::INFO));
+    let level = options.log_level.unwrap_or(tracing::Level::INFO);
+    queue::service::journal::start("hyper2kvm", level);
     let options = options.clone();
     let loaded = match load(&options) {
         Ok(loaded) => loaded,

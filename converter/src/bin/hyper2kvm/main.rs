@@ -4,7 +4,6 @@ mod check_config;
 mod convert;
 mod daemon;
 mod inspect;
-mod journal;
 mod output;
 mod progress;
 mod publish;

@@ -1,13 +1,13 @@
-//! Where the daemon's log goes: the journal under systemd, with fields; plain text otherwise.
+//! Where a daemon's log goes: the journal under systemd, with fields; plain text otherwise.
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Begins to log at `level`; RUST_LOG overrides it. In the journal, an event's `job_id`, `vm_name`
-/// and `phase` become the fields JOB_ID, VM_NAME and PHASE.
-pub fn start(level: tracing::Level) {
+/// Begins to log at `level`, in the journal as `program`; RUST_LOG overrides it. In the journal, an
+/// event's `job_id`, `vm_name` and `phase` become the fields JOB_ID, VM_NAME and PHASE.
+pub fn start(program: &str, level: tracing::Level) {
     let filter = EnvFilter::builder()
         .with_default_directive(level.into())
         .from_env_lossy();
@@ -17,7 +17,7 @@ pub fn start(level: tracing::Level) {
     {
         let journal = journal
             .with_field_prefix(None)
-            .with_syslog_identifier("hyper2kvm".to_owned());
+            .with_syslog_identifier(program.to_owned());
         registry.with(journal).init();
         return;
     }

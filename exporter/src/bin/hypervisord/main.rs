@@ -1,0 +1,112 @@
+//! `hypervisord`: the export service's program.
+mod args;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use args::{CheckConfigArgs, Cli, Command, DaemonArgs};
+use clap::Parser;
+use exporter::error::{Error, Result};
+use exporter::worker::service::{self, Settings};
+use queue::instance::exports::{self, ExportsConfig};
+use queue::job::Failure;
+
+const FAILED: u8 = 1;
+const WRONG_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Daemon(args) => daemon(&args),
+        Command::CheckConfig(args) => match check(&args) {
+            Ok(lines) => {
+                lines.iter().for_each(|line| println!("{line}"));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprint!("hypervisord: {}", Failure::from(&error).to_text());
+                ExitCode::from(WRONG_USAGE)
+            }
+        },
+    }
+}
+
+/// The exit code tells a wrong configuration (2) from trouble (1).
+fn daemon(args: &DaemonArgs) -> ExitCode {
+    let level = args.log_level.unwrap_or(tracing::Level::INFO);
+    queue::service::journal::start("hypervisord", level);
+    let complain = |error: &Error, code: u8| {
+        tracing::error!("{}", error.to_line());
+        ExitCode::from(code)
+    };
+    let settings = match load(args) {
+        Ok(settings) => settings,
+        Err(error) => return complain(&error, WRONG_USAGE),
+    };
+    match service::run(settings, &|| load(args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error, FAILED),
+    }
+}
+
+fn load(args: &DaemonArgs) -> Result<Settings> {
+    let config = match &args.config {
+        Some(path) => read(path)?,
+        None => ExportsConfig::load(&exports::config_path())?,
+    };
+    let mut settings = Settings::new(config);
+    let directories = &mut settings.directories;
+    for (option, directory) in [
+        (&args.requests_dir, &mut directories.queue),
+        (&args.output_dir, &mut directories.output),
+        (&args.work_dir, &mut directories.work),
+    ] {
+        if let Some(path) = option {
+            *directory =
+                std::path::absolute(path).map_err(|error| Error::io("find", path, error))?;
+        }
+    }
+    settings.directories.check()?;
+    Ok(settings)
+}
+
+fn read(path: &Path) -> Result<ExportsConfig> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::io("read configuration", path, error))?;
+    ExportsConfig::parse(&text, path)
+}
+
+fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
+    let usual = exports::config_path();
+    let path = args.file.as_deref().unwrap_or(&usual);
+    let config = match &args.file {
+        Some(path) => read(path)?,
+        None => ExportsConfig::load(path)?,
+    };
+    let settings = Settings::new(config);
+    settings.directories.check()?;
+    let absent = if path.exists() {
+        ""
+    } else {
+        " (absent: no servers)"
+    };
+    let mut lines = vec![format!("{}{absent}: ok", path.display())];
+    let directories = &settings.directories;
+    for (name, path) in [
+        ("requests", &directories.queue),
+        ("output", &directories.output),
+        ("work", &directories.work),
+    ] {
+        let absent = if path.is_dir() { "" } else { " (not there)" };
+        lines.push(format!("  {name:<10} {}{absent}", path.display()));
+    }
+    for (name, server) in &settings.config.server {
+        let limit = match server.max_concurrent {
+            Some(limit) => format!(", at most {limit} at once"),
+            None => String::new(),
+        };
+        let trust = if server.insecure { ", insecure" } else { "" };
+        let provider = &server.provider;
+        lines.push(format!("  server     {name} ({provider}{limit}{trust})"));
+    }
+    Ok(lines)
+}

@@ -1,0 +1,241 @@
+//! One export's turn: from the held request to the drop in its instance's queue, or to its failure.
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use queue::durable::{HostVolume, Volume};
+use queue::instance::Instance;
+use queue::instance::exports::Server;
+use queue::job::manifest::{self, Manifest, Options};
+use queue::job::{DiskRecord, ExportFormat, ExportRequest, Phase, export};
+use queue::service::turn::{end_badly, note_time, supersede};
+use queue::service::{Activity, Outcome, Reporter, log};
+use queue::spool::recover::Waiting;
+use queue::spool::{Begun, DropKind, Job, Target};
+
+use super::watch::Watch;
+use super::{Exports, connect, debts};
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::{Export, Form};
+use crate::machine::Delivered;
+use crate::transfer::Algorithm;
+use crate::worker::ledger::FileLedger;
+
+/// Logging in, finding the VM, and cleaning up after an export that died.
+const DESCRIBE_PATIENCE: Duration = Duration::from_secs(600);
+/// Between two signs of life of a provider.
+const EXPORT_PATIENCE: Duration = Duration::from_secs(600);
+/// Making large disks durable is one system call each.
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Works on a held request until it is delivered, failed or put back.
+pub fn turn(mut job: Box<Job>, exports: &Exports, activity: &Activity) -> Outcome {
+    activity.enter(
+        job.memory.vm_name.as_str(),
+        Phase::Describe,
+        DESCRIBE_PATIENCE,
+    );
+    let begun = read(&job).and_then(|request| {
+        let begun = job.begin_into(target(&request)?)?;
+        Ok((request, begun))
+    });
+    let request = match begun {
+        Ok((request, Begun::Yes)) => request,
+        Ok((_, Begun::NameTaken)) => return Outcome::NameTaken(Waiting::from(&*job)),
+        Ok((_, Begun::Superseded(later))) => return supersede(job, later),
+        Err(error) => return end_badly(job, error, activity),
+    };
+    let started = Instant::now();
+    let disks = match fetch(&mut job, &request, exports, activity) {
+        Ok(Fetched::All(disks)) => disks,
+        Ok(Fetched::NameTaken) => {
+            let waiting = Waiting::from(&*job);
+            return match job.release() {
+                Ok(()) => Outcome::NameTaken(waiting),
+                Err(error) => Outcome::Trouble(error),
+            };
+        }
+        Err(error) => return end_badly(job, error, activity),
+    };
+    let bytes = disks.iter().map(|disk| disk.size_bytes).sum();
+    let name = job.memory.vm_name.to_string();
+    activity.enter(&name, Phase::Publish, PUBLISH_PATIENCE);
+    let (seconds, instance) = (started.elapsed().as_secs_f64(), &request.instance);
+    log::say(
+        &mut job,
+        &format!("exported in {seconds:.1} s; handing it to instance {instance}"),
+    );
+    let job_id = job.id();
+    match job.deliver() {
+        Ok(()) => {
+            tracing::info!(%job_id, vm_name = name, phase = "publish", "{name}: delivered");
+            Outcome::Published {
+                bytes_in: bytes,
+                bytes_out: bytes,
+            }
+        }
+        Err((job, error)) => end_badly(job, error, activity),
+    }
+}
+
+/// The request that was dropped.
+fn read(job: &Job) -> Result<ExportRequest> {
+    let path = job.owner_path();
+    if job.memory.kind != DropKind::Request {
+        return Err(
+            Error::invalid(format!("{} is no export request", job.memory.drop))
+                .with_remedy("disks go into an instance's queue"),
+        );
+    }
+    let bytes = HostVolume
+        .read(&path, export::MAX_BYTES)?
+        .unwrap_or_default();
+    ExportRequest::parse(&bytes)
+}
+
+fn target(request: &ExportRequest) -> Result<Target> {
+    let instance = Instance::load(&request.instance)?;
+    Ok(Target {
+        instance: instance.name,
+        queue: instance.directories.queue,
+    })
+}
+
+enum Fetched {
+    All(Vec<Delivered>),
+    /// The name that the provider gives the VM is taken by another running export.
+    NameTaken,
+}
+
+/// Fills the staging directory.
+fn fetch(
+    job: &mut Job,
+    request: &ExportRequest,
+    exports: &Exports,
+    activity: &Activity,
+) -> Result<Fetched> {
+    let started = Instant::now();
+    job.record.phase = Phase::Describe;
+    job.record.log.clear();
+    job.record.notes = request.notes();
+    if request.options.format == ExportFormat::Ova {
+        let note = "options.format ova has no effect: a queue takes the disks as they are";
+        job.record.notes.push(note.to_owned());
+    }
+    job.save_record(false)?;
+    let server = server(exports, request)?;
+    let vm = find(&request.vm, server)?;
+    let provider = connect(&request.server, server)?;
+    debts::settle(&exports.debts, &*provider)?;
+    let ledger = Arc::new(FileLedger::new(&exports.debts));
+    let export = Export::describe(provider, &vm, request.name.as_deref(), ledger)?;
+    if export.name != job.memory.vm_name && job.rename_vm(export.name.clone())? != Begun::Yes {
+        return Ok(Fetched::NameTaken);
+    }
+    note_time(job, Phase::Describe, started);
+
+    let started = Instant::now();
+    let staging = job.staging_dir();
+    let total_bytes = export.vm.disks.iter().map(|disk| disk.size_bytes).sum();
+    let reservation = exports.space.reserve(&staging, total_bytes)?;
+    job.record.phase = Phase::Export;
+    job.record.disks = export.vm.disks.iter().map(expected).collect();
+    activity.enter(export.name.as_str(), Phase::Export, EXPORT_PATIENCE);
+    let id = job.id();
+    let files: Vec<String> = export
+        .vm
+        .disks
+        .iter()
+        .map(|disk| disk.file.clone())
+        .collect();
+    let reporter = Reporter::new(activity, job, total_bytes, files.len());
+    let form = Form {
+        checksum: Algorithm::Blake3,
+        manifest: true,
+    };
+    let watch = Watch::new(&reporter, &reservation, &files);
+    let disks = export.fill(&staging, id, form, &watch)?;
+    drop(reporter);
+    pass_on(&staging.join(manifest::FIXED_NAMES[0]), request)?;
+    for (disk, told) in disks.iter().zip(&mut job.record.disks) {
+        told.name.clone_from(&disk.file);
+        told.output_bytes = disk.size_bytes;
+        told.digest = Some(disk.checksum.clone());
+    }
+    note_time(job, Phase::Export, started);
+    Ok(Fetched::All(disks))
+}
+
+fn expected(disk: &crate::machine::Disk) -> DiskRecord {
+    DiskRecord {
+        name: disk.file.clone(),
+        source_format: disk.format.clone(),
+        virtual_size_bytes: disk.capacity_bytes.unwrap_or_default(),
+        source_bytes: disk.size_bytes,
+        ..DiskRecord::default()
+    }
+}
+
+fn server<'a>(exports: &'a Exports, request: &ExportRequest) -> Result<&'a Server> {
+    let name = &request.server;
+    let Some(server) = exports.servers.get(name) else {
+        let known: Vec<&str> = exports.servers.keys().map(String::as_str).collect();
+        return Err(Error::invalid(format!(
+            "server {name:?} is not configured; known are: {}",
+            known.join(", ")
+        ))
+        .with_remedy("add [server.\"…\"] to hypervisord.toml, reload, then `hyperctl retry`"));
+    };
+    match &request.provider {
+        Some(asked) if *asked != server.provider => Err(Error::invalid(format!(
+            "the request asks for provider {asked:?}, but server {name:?} is a {}",
+            server.provider
+        ))
+        .with_remedy("leave provider out of the request")),
+        _ => Ok(server),
+    }
+}
+
+/// What the provider is asked for. A path of this host lies beneath the server's roots, whatever
+/// links lead there: whoever may drop a request may not read everything that the service may.
+fn find(vm: &str, server: &Server) -> Result<String> {
+    if server.provider != "local" {
+        return Ok(vm.to_owned());
+    }
+    for root in &server.roots {
+        let path = root.join(vm);
+        let Ok(found) = std::fs::canonicalize(&path) else {
+            continue;
+        };
+        let root = std::fs::canonicalize(root).map_err(|error| Error::io("open", root, error))?;
+        if found != root && found.starts_with(&root) {
+            return found.into_os_string().into_string().map_err(|path| {
+                Error::invalid(format!("{} is not UTF-8", path.display()))
+                    .with_remedy("rename the file")
+            });
+        }
+    }
+    Err(Error::invalid(format!(
+        "no disks of {vm} lie beneath the roots of this server"
+    ))
+    .with_remedy("name a directory or disk file by its path beneath roots"))
+}
+
+/// What the request wishes of the conversion stands in the manifest.
+fn pass_on(path: &Path, request: &ExportRequest) -> Result<()> {
+    let bytes = HostVolume
+        .read(path, manifest::MAX_BYTES)?
+        .unwrap_or_default();
+    let mut told = Manifest::parse(&bytes)?;
+    told.output.clone_from(&request.output);
+    told.options = Some(Options {
+        priority: Some(request.options.priority),
+        ..Options::default()
+    });
+    let mut text = serde_json::to_vec_pretty(&told).map_err(|error| {
+        Error::new(ErrorKind::Internal, "write the manifest").with_source(error)
+    })?;
+    text.push(b'\n');
+    // Keeps the mode that lets the converter read it; nobody sees it before it is delivered.
+    std::fs::write(path, text).map_err(|error| Error::io("write", path, error))
+}
