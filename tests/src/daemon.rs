@@ -59,6 +59,8 @@ pub struct Site {
     pub top: tempfile::TempDir,
     pub directories: Directories,
     config: PathBuf,
+    /// What its daemons have in their environment besides the test's own.
+    pub environment: Vec<(&'static str, String)>,
     /// Whether its daemons leave guests alone, as most tests want it.
     no_fix: bool,
 }
@@ -78,6 +80,7 @@ impl Site {
         Self {
             directories,
             config: path,
+            environment: Vec::new(),
             no_fix: true,
             top,
         }
@@ -89,6 +92,13 @@ impl Site {
             no_fix: false,
             ..Self::new(config)
         }
+    }
+
+    /// Has its daemons find programs in `dir` before any others.
+    pub fn prefer_programs(&mut self, dir: &Path) {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{}:{path}", dir.display());
+        self.environment.push(("PATH", path));
     }
 
     pub fn start(&self) -> Daemon {
@@ -107,6 +117,7 @@ impl Site {
         command.arg("--watch-dir").arg(&self.directories.queue);
         command.arg("--output-dir").arg(&self.directories.output);
         command.arg("--work-dir").arg(&self.directories.work);
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         Daemon::spawn(command, self.top.path())
     }
 

@@ -8,6 +8,7 @@ pub mod exports;
 pub mod guest;
 pub mod images;
 pub mod invariants;
+pub mod libvirt;
 pub mod model;
 pub mod mount;
 pub mod programs;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use converter::libvirt::{Devices, DomainDisk, DomainSpec, domain_xml};
+use converter::libvirt::{Devices, DomainDisk, DomainSpec, domain_uuid, domain_xml};
 use queue::instance::config::{Libvirt, OutFormat};
 use queue::job::{Firmware, Machine, Nic, VmName};
 
@@ -98,6 +98,7 @@ fn domains_follow_the_schema() {
         ] {
             let domain = domain_xml(&DomainSpec {
                 name: &name,
+                uuid: &domain_uuid("host", Path::new("/out/web-01")),
                 machine,
                 disks: &disks(&name, count, format),
                 devices,
@@ -140,6 +141,7 @@ fn weird_names_stay_data() {
         });
         let domain = domain_xml(&DomainSpec {
             name: &name,
+            uuid: &domain_uuid("host", Path::new("/out/web-01")),
             machine: &machine,
             disks: &places,
             devices: Devices::Compatible,

@@ -14,7 +14,7 @@ use super::metadata::{Converter, Disk, Guest, Metadata, Origin};
 use super::{DiskReport, Plan, Resume, copy, copy_on, space_needed_bytes};
 use crate::disk::Observer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::libvirt::{Devices, DomainDisk, DomainSpec, domain_xml};
+use crate::libvirt::{Devices, DomainDisk, DomainSpec, domain_uuid, domain_xml};
 use crate::source::{Appliance, SourceDisk};
 
 /// The file that libvirt is told of the VM by.
@@ -243,6 +243,7 @@ pub(super) fn write_domain(
         .collect();
     let domain = domain_xml(&DomainSpec {
         name: order.name,
+        uuid: &domain_uuid(order.host, order.result),
         machine,
         disks: &disks,
         devices,

@@ -36,11 +36,6 @@ pub fn not_heeded(config: &Config) -> Vec<String> {
     };
     let driver = config.guest.win_virtio.is_some();
     add(driver, "guest.win_virtio", "repair Windows guests");
-    add(
-        config.libvirt.define,
-        "libvirt.define",
-        "define domains in libvirt",
-    );
     let webhook = config.notify.webhook_url.is_some();
     add(webhook, "notify.webhook_url", "call webhooks");
     lines

@@ -37,6 +37,8 @@ impl DomainDisk {
 #[derive(Debug, Clone, Copy)]
 pub struct DomainSpec<'a> {
     pub name: &'a VmName,
+    /// See `domain_uuid`.
+    pub uuid: &'a str,
     pub machine: &'a Machine,
     /// In boot order.
     pub disks: &'a [DomainDisk],
@@ -49,6 +51,29 @@ pub struct Domain {
     pub xml: String,
     /// What the source did not say, or what differs from it; also in the domain's description.
     pub notes: Vec<String>,
+}
+
+/// The identity of a VM's domain: the same for every result of that VM in that place on that host,
+/// so that libvirt takes a later one for the same domain. An RFC 9562 UUID of version 8.
+pub fn domain_uuid(host: &str, result: &Path) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("hyper2kvm libvirt domain uuid");
+    hasher.update(host.as_bytes()).update(b"\0");
+    hasher.update(result.as_os_str().as_encoded_bytes());
+    let mut bits = 0;
+    for byte in hasher.finalize().as_bytes().iter().take(16) {
+        bits = bits << 8 | u128::from(*byte);
+    }
+    bits = bits & !(0xf << 76) | 0x8 << 76;
+    bits = bits & !(0x3 << 62) | 0x2 << 62;
+    let digits = format!("{bits:032x}");
+    let mut uuid = String::with_capacity(36);
+    for (at, digit) in digits.char_indices() {
+        if matches!(at, 8 | 12 | 16 | 20) {
+            uuid.push('-');
+        }
+        uuid.push(digit);
+    }
+    uuid
 }
 
 /// Renders the domain; fails only on a path that XML cannot hold.
@@ -124,6 +149,7 @@ fn mac(nic: &Nic) -> Option<String> {
 
 fn write_identity(xml: &mut Writer, spec: &DomainSpec<'_>, notes: &[String]) {
     xml.text("name", &[], spec.name.as_str());
+    xml.text("uuid", &[], spec.uuid);
     let said = spec.machine.name.as_ref();
     if let Some(name) = said.filter(|name| *name != spec.name.as_str()) {
         // The schema takes no line breaks in a title.
@@ -293,6 +319,7 @@ mod tests {
     fn render(machine: &Machine, disks: &[DomainDisk], devices: Devices) -> Result<Domain> {
         domain_xml(&DomainSpec {
             name: &VmName::new("a & b").unwrap(),
+            uuid: &domain_uuid("host", Path::new("/out/a")),
             machine,
             disks,
             devices,
@@ -327,6 +354,18 @@ mod tests {
             let has_controller = domain.xml.contains("virtio-scsi\"/>");
             assert_eq!(has_controller, devices == Devices::Compatible);
         }
+    }
+
+    #[test]
+    fn a_result_s_place_and_host_are_its_identity() {
+        let uuid = domain_uuid("host", Path::new("/out/a"));
+        assert_eq!(uuid, domain_uuid("host", Path::new("/out/a")));
+        assert_ne!(uuid, domain_uuid("host", Path::new("/out/b")));
+        assert_ne!(uuid, domain_uuid("other", Path::new("/out/a")));
+        let parts: Vec<&str> = uuid.split('-').collect();
+        let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
+        assert_eq!(lengths, [8, 4, 4, 4, 12]);
+        assert!(parts[2].starts_with('8') && parts[3].starts_with(['8', '9', 'a', 'b']));
     }
 
     #[test]

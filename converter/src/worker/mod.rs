@@ -2,11 +2,12 @@
 //! the queue's moves; what it shares with other daemons is `queue::service`.
 mod turn;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use queue::arrival::Intake;
 use queue::instance::Instance;
-use queue::job::Phase;
+use queue::job::{Definition, Phase};
 use queue::service::{Activity, Outcome, Service, Work, host_name};
 use queue::spool::Job;
 
@@ -15,6 +16,7 @@ use crate::convert::wishes;
 use crate::error::Result;
 use crate::guest::appliance;
 use crate::guest::berths::Berth;
+use crate::libvirt;
 use turn::Settings;
 
 /// How many sources that still arrive are followed at a time: each holds threads and their memory.
@@ -76,6 +78,10 @@ impl Work for Conversions {
             all += 1;
         }
         copying < slots && all < ahead && followed < FOLLOWED_MAX
+    }
+
+    fn define(&self, domain: &Path) -> Definition {
+        libvirt::define(&self.settings.config.libvirt.uri, domain)
     }
 
     fn not_heeded(&self) -> Vec<String> {

@@ -89,6 +89,11 @@ pub fn turn(mut job: Box<Job>, settings: &Settings, activity: &Activity) -> Outc
         ),
     );
     let (job_id, vm_name) = (job.id(), job.memory.vm_name.to_string());
+    if settings.config.libvirt.define
+        && let Err(error) = job.ask_import(&settings.config.libvirt.uri)
+    {
+        return end_badly(job, error, activity);
+    }
     match job.publish(product) {
         Ok(()) => {
             tracing::info!(%job_id, vm_name, phase = "publish", "{vm_name}: published");

@@ -49,6 +49,7 @@ pub enum Command {
     Cancel(Cancel),
     Retry(Retry),
     Priority(Prioritise),
+    Import(Import),
 }
 
 /// Which daemon's files are meant.
@@ -318,6 +319,20 @@ pub struct Prioritise {
     pub patience: Patience,
 }
 
+/// Define a published VM in libvirt, at the URI of its instance's configuration.
+///
+/// The daemon does it, as it does by itself with libvirt.define = true. Doing it again changes
+/// nothing. A name that another domain has is left to that domain: exit code 1.
+#[derive(Debug, clap::Args)]
+pub struct Import {
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub place: Place,
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
 /// `90` is seconds; `90s`, `5m`, `1h 30m` are what they say.
 fn time(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
@@ -371,6 +386,8 @@ mod tests {
             ("retry --vm a --all-failed", false),
             ("priority high --vm a", true),
             ("priority urgent --vm a", false),
+            ("import --vm a", true),
+            ("import", false),
         ] {
             let argv = std::iter::once("hyperctl").chain(typed.split_whitespace());
             let parsed = Args::try_parse_from(argv);

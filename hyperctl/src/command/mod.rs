@@ -25,5 +25,6 @@ pub fn run(command: Command) -> Result<Exit> {
         Command::Cancel(args) => control::job::cancel(&args),
         Command::Retry(args) => control::job::retry(&args),
         Command::Priority(args) => control::job::prioritise(&args),
+        Command::Import(args) => control::job::import(&args),
     }
 }

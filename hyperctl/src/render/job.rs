@@ -2,7 +2,7 @@
 use std::time::{Duration, SystemTime};
 
 use queue::job::record::parse_timestamp;
-use queue::job::{DiskRecord, JobState, Progress, Record};
+use queue::job::{DefineState, Definition, DiskRecord, JobState, Progress, Record};
 
 use super::fields::Fields;
 use super::quantity;
@@ -148,6 +148,11 @@ pub fn block(job: &Job, style: &Style, now: SystemTime) -> String {
     fields.add_all("Disks", record.disks.iter().map(disk));
     let outputs = record.outputs.iter().map(|path| path.display().to_string());
     fields.add_all("Output", outputs);
+    fields.add_all("Libvirt", record.libvirt.as_ref().map(definition));
+    fields.add_all(
+        "",
+        record.libvirt.as_ref().and_then(|told| told.remedy.clone()),
+    );
     fields.add("Priority", job.priority());
     fields.add("Created", moment(&record.created_at, now));
     for (label, time) in [
@@ -232,6 +237,18 @@ fn disk(disk: &DiskRecord) -> String {
     text
 }
 
+/// What libvirt was told of the result, and what it said.
+fn definition(told: &Definition) -> String {
+    let state = match told.state {
+        DefineState::Pending => "to be defined",
+        DefineState::Defined => "defined",
+        DefineState::NameTaken => "not defined, the name is taken",
+        DefineState::Failed => "not defined",
+    };
+    let why = told.message.as_ref().map(|message| format!(": {message}"));
+    format!("{state} at {}{}", told.uri, why.unwrap_or_default())
+}
+
 /// One line while the job is not done: `web-01: processing, convert 47% (1.2 GiB of 2.5 GiB)`.
 pub fn line(job: &Job, now: SystemTime) -> String {
     let mut text = format!("{}: {}", job.record().vm_name, headline(job, now));
@@ -269,6 +286,11 @@ pub fn ending(job: &Job, style: &Style, now: SystemTime) -> String {
             }
         }
         _ => text.push('\n'),
+    }
+    if let Some(told) = &record.libvirt
+        && job.is(JobState::Completed)
+    {
+        text.push_str(&format!("  {}\n", clean(&definition(told))));
     }
     for path in &record.outputs {
         text.push_str(&format!("  {}\n", clean(&path.display().to_string())));

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 
 use queue::error::ErrorKind;
 use queue::job::record::{DaemonState, timestamp};
-use queue::job::{Failure, JobId, JobState, Priority, Request};
+use queue::job::{DefineState, Definition, Failure, JobId, JobState, Priority, Request};
 
 use crate::fixture::{Fixture, beat, change, failure};
 
@@ -300,4 +300,50 @@ fn what_showed_before_is_not_the_effect() {
     let _served = fixture.serve(|_, _| Err(failure()));
     let ran = fixture.run("pause");
     assert_eq!(ran.code, 1, "{ran:?}");
+}
+
+#[test]
+fn import_tells_what_libvirt_answered() {
+    let fixture = Fixture::running();
+    let free = fixture.add("free", JobState::Completed);
+    let taken = fixture.add("taken", JobState::Completed);
+    fixture.add("waiting", JobState::Queued);
+    let served = fixture.serve(move |spool, request| {
+        let Request::Import { job_id } = *request else {
+            panic!("{request:?}");
+        };
+        let mut definition = Definition {
+            state: DefineState::Defined,
+            uri: "qemu:///system".to_owned(),
+            message: None,
+            remedy: None,
+        };
+        if job_id == taken {
+            definition.state = DefineState::NameTaken;
+            definition.message = Some("another domain\u{1b}[2J is there".to_owned());
+            definition.remedy = Some("rename it".to_owned());
+        }
+        change(spool, job_id, |record| record.libvirt = Some(definition));
+        Ok(())
+    });
+    let ran = fixture.run("import --vm free");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.out, "free: defined at qemu:///system\n");
+    let ran = fixture.run("import --vm taken");
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
+    assert!(ran.err.contains("taken is not defined: another domain"));
+    assert!(ran.err.contains("rename it") && !ran.err.contains('\u{1b}'));
+    let ran = fixture.run("import --vm taken --json");
+    assert_eq!(ran.json()["job"]["libvirt"]["state"], "name_taken");
+    assert_eq!(ran.code, 1);
+    let shown = fixture.run("status --vm taken").out;
+    assert!(
+        shown.contains("the name is taken at qemu:///system"),
+        "{shown}"
+    );
+    let ran = fixture.run("import --vm waiting");
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("only a published VM"), "{}", ran.err);
+    let of = |job_id| Request::Import { job_id };
+    assert_eq!(served.end(), [of(free), of(taken), of(taken)]);
 }

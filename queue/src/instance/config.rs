@@ -334,6 +334,9 @@ impl Config {
         if self.compress_level.is_some_and(|level| level > highest) {
             return refuse("compress_level", &format!("is more than {highest}"));
         }
+        if self.libvirt.define && !self.libvirt.emit_domain_xml {
+            return refuse("define", "needs emit_domain_xml = true");
+        }
         Ok(())
     }
 }
@@ -366,6 +369,11 @@ mod tests {
             ("compress = \"lzma\"\n", 1, "compress"),
             ("# c\nwatch_dir = \"relative\"\n", 2, "watch_dir"),
             ("max_concurrent_jobs = 0\n", 1, "max_concurrent_jobs"),
+            (
+                "[libvirt]\nemit_domain_xml = false\ndefine = true\n",
+                3,
+                "define",
+            ),
         ] {
             let message = Config::parse(text, Path::new("/etc/x.toml"))
                 .unwrap_err()

@@ -4,6 +4,7 @@
 mod finding;
 pub mod end;
 pub mod export;
+pub mod definition;
 pub mod id;
 pub mod machine;
 pub mod manifest;
@@ -13,6 +14,7 @@ pub mod request;
 
 pub use finding::{Finding, GuestCode};
 pub use export::{ExportFormat, ExportRequest};
+pub use definition::{DefineState, Definition};
 pub use id::JobId;
 pub use machine::{Firmware, Machine, Nic};
 pub use manifest::Manifest;

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
-use crate::job::{Finding, JobId};
+use crate::job::{Definition, Finding, JobId};
 
 /// The largest record that is read, in bytes.
 pub const MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -271,6 +271,9 @@ pub struct Record {
     /// What was found of the guest: before the first byte is copied as far as the disks tell it.
     #[serde(default)]
     pub findings: Vec<Finding>,
+    /// Absent where nobody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub libvirt: Option<Definition>,
     /// What was read over, e.g. unknown fields of the manifest.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -309,6 +312,7 @@ impl Record {
             archived: Vec::new(),
             superseded_by: None,
             findings: Vec::new(),
+            libvirt: None,
             notes: Vec::new(),
             log: Vec::new(),
         }

@@ -26,4 +26,8 @@ pub enum Request {
         job_id: JobId,
         priority: Priority,
     },
+    /// Define the result of a job in libvirt, once it is published.
+    Import {
+        job_id: JobId,
+    },
 }

@@ -1,4 +1,6 @@
 //! Requests: what `hyperctl` asked for, carried out or refused with the reason.
+use std::path::Path;
+
 use crate::job::record::DaemonState;
 use crate::job::{Failure, JobId, JobState, Priority, Request};
 use crate::spool::Hold;
@@ -9,9 +11,9 @@ use super::dispatch::Dispatcher;
 use crate::error::{Error, Result};
 
 /// What became of a request.
-enum Answer {
+pub(super) enum Answer {
     Done,
-    /// Another converter of this queue works on that job: the request is its to consume.
+    /// Another converter of this queue or another thread consumes it, or it is too early.
     NotMine,
 }
 
@@ -24,7 +26,7 @@ impl Dispatcher {
         };
         for (path, request) in requests {
             let answer = match &request {
-                Ok(request) => self.carry_out(request),
+                Ok(request) => self.carry_out(&path, request),
                 Err(error) => Err(Error::invalid(error.to_string())),
             };
             let consumed = match answer {
@@ -46,8 +48,11 @@ impl Dispatcher {
         self.show();
     }
 
-    fn carry_out(&mut self, request: &Request) -> Result<Answer> {
-        tracing::info!("request: {request:?}");
+    fn carry_out(&mut self, path: &Path, request: &Request) -> Result<Answer> {
+        // Those are looked at until their jobs are published.
+        if !matches!(request, Request::Import { .. }) {
+            tracing::info!("request: {request:?}");
+        }
         match request {
             Request::Pause => self.spool.save_state(DaemonState::Paused)?,
             Request::Resume => self.spool.save_state(DaemonState::Running)?,
@@ -58,6 +63,7 @@ impl Dispatcher {
             Request::SetPriority { job_id, priority } => {
                 return self.set_priority(*job_id, *priority);
             }
+            Request::Import { job_id } => return self.import(path, *job_id),
         }
         Ok(Answer::Done)
     }

@@ -25,6 +25,8 @@ use super::work::{Outcome, Service, Work};
 pub enum Message {
     Hint(Hint),
     Done(JobId, Outcome),
+    /// Libvirt has answered; whether its answer could be kept.
+    Imported(bool),
     /// New configuration for the jobs to come.
     Reload(Box<Service>),
     Stop,
@@ -60,7 +62,9 @@ pub struct Dispatcher {
     last_scan: Instant,
     pub(super) told_positions: Instant,
     last_hint: Instant,
-    requests_due: bool,
+    pub(super) requests_due: bool,
+    /// Whether libvirt is being told of a result.
+    pub(super) is_importing: bool,
     /// Whether another converter's jobs were met in this queue, and when they were looked for.
     pub(super) has_peers: bool,
     pub(super) peers_looked_for: Option<Instant>,
@@ -104,6 +108,7 @@ impl Dispatcher {
             told_positions: now,
             last_hint: now,
             requests_due: true,
+            is_importing: false,
             has_peers: false,
             peers_looked_for: None,
         })
@@ -223,6 +228,10 @@ impl Dispatcher {
                 }
             }
             Message::Done(id, outcome) => self.finish(id, outcome),
+            Message::Imported(is_kept) => {
+                self.is_importing = false;
+                self.requests_due |= is_kept;
+            }
             Message::Reload(service) => self.reload(*service),
             Message::Stop => {
                 self.state = DaemonState::Stopping;

@@ -144,6 +144,8 @@ impl Dispatcher {
                     shown.totals.bytes_in += bytes_in;
                     shown.totals.bytes_out += bytes_out;
                 });
+                // Its import may wait for this.
+                self.requests_due = true;
             }
             Outcome::Failed(fate) => {
                 self.count(&fate);

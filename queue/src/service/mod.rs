@@ -10,6 +10,7 @@ mod board;
 mod claims;
 mod control;
 mod dispatch;
+mod import;
 pub mod journal;
 mod launch;
 pub mod log;

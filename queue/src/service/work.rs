@@ -1,11 +1,13 @@
 //! The work that a daemon does with what it claims: the trait between the queue's moves, which are
 //! the same for all daemons, and one job's turn, which is each one's own.
+use std::path::Path;
 use std::sync::Arc;
 
 use super::activity::Activity;
 use crate::arrival::Intake;
 use crate::error::Error;
 use crate::instance::Instance;
+use crate::job::{DefineState, Definition};
 use crate::spool::recover::Waiting;
 use crate::spool::{Fate, Job};
 
@@ -21,6 +23,16 @@ pub trait Work: Send + Sync {
     /// How many jobs of a lane may run at once.
     fn lane_limit(&self, _lane: &str) -> usize {
         usize::MAX
+    }
+
+    /// Defines the VM of a published domain.xml in libvirt; whatever comes of it, the job is done.
+    fn define(&self, domain: &Path) -> Definition {
+        Definition {
+            state: DefineState::Failed,
+            uri: String::new(),
+            message: Some(format!("{} is not of this service", domain.display())),
+            remedy: Some("ask the converter's instance".to_owned()),
+        }
     }
 
     /// What the configuration asks for and this version does not do.

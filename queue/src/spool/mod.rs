@@ -8,6 +8,7 @@ mod fail;
 pub mod growing;
 mod held;
 mod hold;
+mod import;
 mod latest;
 mod memory;
 mod place;
@@ -27,6 +28,7 @@ use std::time::SystemTime;
 pub use fail::{Fate, cancelled};
 pub use held::{Begun, Job};
 pub use hold::Hold;
+pub use import::Importable;
 pub use memory::{Drop, DropKind, Memory, Stage, Take, Target};
 pub use publish::Product;
 

@@ -3,14 +3,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::durable::{self, EntryKind, HostVolume, Volume};
+use crate::durable::{self, EntryKind, HostVolume, Lock, Volume};
 use crate::error::{Error, Result};
 use crate::instance::Directories;
 use crate::job::{Failure, JobId, Request, request};
 
 use super::Spool;
 
-const SUFFIX: &str = ".request.json";
+pub(super) const SUFFIX: &str = ".request.json";
 /// Appended to the name of a request that the daemon refused.
 pub const REFUSED_SUFFIX: &str = ".refused";
 
@@ -66,6 +66,11 @@ impl Spool {
                 .with_remedy("let hyperctl write it")
                 .with_source(error)
         })
+    }
+
+    /// Takes a request that only one converter may carry out; `None` if another has it, or had it.
+    pub fn take_request(&self, path: &Path) -> Result<Option<Lock>> {
+        self.volume.lock(path, false)
     }
 
     /// Consumes a request that was carried out.

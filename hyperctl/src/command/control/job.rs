@@ -1,7 +1,7 @@
-//! Requests about jobs: `cancel`, `retry`, `priority`.
+//! Requests about jobs: `cancel`, `retry`, `priority`, `import`.
 use std::time::SystemTime;
 
-use queue::job::{JobId, JobState, Priority, Request};
+use queue::job::{DefineState, JobId, JobState, Priority, Request};
 use serde_json::{Value, json};
 
 use super::super::status::nothing;
@@ -48,6 +48,44 @@ pub fn prioritise(args: &args::Prioritise) -> Result<Exit> {
         Ok(job.filter(|job| job.priority() == priority.as_str()))
     })?;
     tell(&asked, &job, args.patience.json)
+}
+
+pub fn import(args: &args::Import) -> Result<Exit> {
+    let which = (args.which.job, args.which.vm.as_deref());
+    let is_published = |job: &Job| job.is(JobState::Completed);
+    let (place, job) = target(&args.place, which, is_published)?;
+    if !is_published(&job) {
+        return Err(refuse(
+            &job,
+            "only a published VM can be defined in libvirt",
+        ));
+    }
+    let id = job.id();
+    let asked = Asked::submit(&place, Request::Import { job_id: id })?;
+    let job = asked.until(Some(args.patience.timeout), || {
+        let job = place.job(id, false)?;
+        Ok(job.filter(|job| job.record().libvirt.is_some()))
+    })?;
+    if args.patience.json {
+        asked.print_json("job", json!(job.to_json()))?;
+    }
+    let told = job.record().libvirt.as_ref();
+    let vm = clean(&job.record().vm_name);
+    match told {
+        Some(told) if told.state == DefineState::Defined => {
+            if !args.patience.json {
+                render::print(&format!("{vm}: defined at {}\n", clean(&told.uri)))?;
+            }
+            Ok(Exit::Done)
+        }
+        told => {
+            let message = told.and_then(|told| told.message.clone());
+            let message = message.unwrap_or_else(|| "the daemon does not say why".to_owned());
+            let mut stop = Stop::new(Exit::Failed, format!("{vm} is not defined: {message}"));
+            stop.remedy = told.and_then(|told| told.remedy.clone());
+            Err(stop)
+        }
+    }
 }
 
 pub fn retry(args: &args::Retry) -> Result<Exit> {
