@@ -22,7 +22,11 @@ guestfish libguestfs-tools
 virsh libvirt-clients
 virt-xml-validate libvirt-clients
 libvirtd libvirt-daemon-system
-qemu-system-x86_64 qemu-system-x86'
+qemu-system-x86_64 qemu-system-x86
+go golang-go
+/usr/share/gocode/src/github.com/vmware/govmomi golang-github-vmware-govmomi-dev
+/usr/share/gocode/src/github.com/google/uuid golang-github-google-uuid-dev
+openssl openssl'
 
 case "${1:-}" in
 demo) wanted=$demo ;;

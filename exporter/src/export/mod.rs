@@ -2,6 +2,7 @@
 //!
 //! The only room that knows the providers; where the directory goes is its caller's business.
 mod manifest;
+mod ova;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -12,6 +13,8 @@ use queue::job::{JobId, VmName};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Delivered, Ledger, Order, Provider, Vm};
 use crate::provider::local::Local;
+use crate::provider::secret::Secret;
+use crate::provider::vsphere::{Server, Vsphere};
 use crate::transfer::{Algorithm, MODE, Monitor};
 
 /// A place that VMs come from.
@@ -19,12 +22,17 @@ use crate::transfer::{Algorithm, MODE, Monitor};
 pub enum Origin {
     /// Disks of this host.
     Local,
+    /// A vCenter or an ESXi host.
+    Vsphere { server: Server, secret: Secret },
 }
 
 impl Origin {
     pub fn connect(&self) -> Result<Arc<dyn Provider>> {
         match self {
             Self::Local => Ok(Arc::new(Local)),
+            Self::Vsphere { server, secret } => {
+                Ok(Arc::new(Vsphere::connect(server.clone(), secret.clone())?))
+            }
         }
     }
 }
@@ -36,6 +44,8 @@ pub struct Export {
     pub vm: Vm,
     /// Its name as a file name.
     pub name: VmName,
+    /// Packs everything into one appliance, which then lies there alone.
+    pub as_ova: bool,
 }
 
 /// What of an export is asked for.
@@ -64,6 +74,7 @@ impl Export {
             ledger,
             vm,
             name,
+            as_ova: false,
         })
     }
 
@@ -87,6 +98,10 @@ impl Export {
             .export(&self.vm, directory, order, &*self.ledger, monitor)?;
         for warning in &exported.warnings {
             monitor.warn(warning);
+        }
+        if self.as_ova {
+            let name = self.name.as_str();
+            return Ok(vec![ova::pack(directory, name, &exported, monitor)?]);
         }
         if form.manifest {
             let manifest = manifest::build(&*self.provider, &self.vm, &exported, job);

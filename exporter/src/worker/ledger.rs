@@ -90,7 +90,7 @@ impl FileLedger {
             return Ok(());
         }
         if held.lock.is_none() {
-            durable::ensure_dir(&HostVolume, durable::parent(&path), MODE)?;
+            make_directories(durable::parent(&path))?;
             held.lock = HostVolume.lock(&lock, true)?;
         }
         let text = serde_json::to_vec_pretty(&held.debts).map_err(|error| {
@@ -98,6 +98,17 @@ impl FileLedger {
         })?;
         durable::replace(&HostVolume, &path, &text)
     }
+}
+
+/// Durable as well: a debt must not go with its directory.
+fn make_directories(directory: &Path) -> Result<()> {
+    if HostVolume.stat(directory)?.is_some() {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent() {
+        make_directories(parent)?;
+    }
+    durable::ensure_dir(&HostVolume, directory, MODE).map(|_| ())
 }
 
 impl Ledger for FileLedger {
@@ -135,7 +146,7 @@ mod tests {
     #[test]
     fn a_dead_runs_debts_are_taken_over_once() {
         let top = tempfile::tempdir().unwrap();
-        let place = top.path().join("debts");
+        let place = top.path().join("state/debts");
         assert!(FileLedger::abandoned(&place).unwrap().is_empty());
         let ledger = FileLedger::new(&place);
         ledger.owe(&debt("a")).unwrap();

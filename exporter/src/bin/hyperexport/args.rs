@@ -2,6 +2,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::vsphere::VsphereArgs;
 use clap::{ArgAction, Parser, ValueEnum};
 use exporter::error::{Error, ErrorKind, Result};
 use exporter::export::Origin;
@@ -40,12 +41,20 @@ pub enum Format {
                   moved or changed."
 )]
 pub struct Args {
-    /// The VM's name; with provider local and no --source, the path of its disks
-    #[arg(long, value_name = "NAME", required_unless_present_any = ["batch", "source"])]
+    /// The VM: its name, inventory path, UUID or id; with provider local and no --source, the path
+    /// of its disks
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["batch", "source", "list"])]
     pub vm: Option<String>,
-    /// Where the VM comes from
-    #[arg(long, value_name = "P", value_enum, default_value = "local")]
-    pub provider: ProviderName,
+    /// Where the VM comes from [default: local, or vsphere with --vcenter]
+    #[arg(long, value_name = "P", value_enum)]
+    pub provider: Option<ProviderName>,
+    #[command(flatten)]
+    pub vsphere: VsphereArgs,
+    /// Lists the VMs that PATTERN means (name, path, folder, glob, UUID, id) and exports none
+    /// [default pattern: all]
+    #[arg(long, value_name = "PATTERN", num_args = 0..=1, default_missing_value = "",
+          conflicts_with_all = ["vm", "batch", "source"])]
+    pub list: Option<String>,
     /// Provider local: a directory of disks, or one disk file
     #[arg(long, value_name = "PATH", conflicts_with = "batch")]
     pub source: Option<String>,
@@ -94,7 +103,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u64).range(1..=64))]
     pub parallel: u64,
-    /// Container of the exported disks; provider local copies them as they are
+    /// Container of the exported disks: vmdk files [default], or one ova with --output; provider
+    /// local copies disks as they are
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub format: Option<Format>,
     /// Says what would be done, and does nothing
@@ -120,17 +130,28 @@ pub struct Target {
 impl Args {
     /// Refuses what contradicts itself or is not in this version.
     pub fn check(&self) -> Result<()> {
-        if self.provider != ProviderName::Local {
+        let provider = self.provider();
+        if !matches!(provider, ProviderName::Local | ProviderName::Vsphere) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!(
-                    "provider {} is not in this version",
-                    value_name(self.provider)
-                ),
+                format!("provider {} is not in this version", value_name(provider)),
             )
             .with_remedy("export the VM's disks yourself and use --provider local --source"));
         }
-        if self.format.is_some() {
+        if let Some(flag) = self
+            .vsphere
+            .given()
+            .filter(|_| provider != ProviderName::Vsphere)
+        {
+            return Err(usage(&format!("{flag} is of provider vsphere")));
+        }
+        if self.source.is_some() && provider != ProviderName::Local {
+            return Err(usage("--source is of provider local"));
+        }
+        if self.list.is_some() {
+            return Ok(());
+        }
+        if self.format.is_some() && provider == ProviderName::Local {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "--format does not apply to provider local, which copies disks as they are",
@@ -141,6 +162,9 @@ impl Args {
             return Err(usage("--hyper2kvm-daemon contradicts --pipeline=false"));
         }
         let converts = self.converts();
+        if self.format == Some(Format::Ova) && (converts || self.output.is_none()) {
+            return Err(usage("--format ova is for --output alone"));
+        }
         if converts && !self.manifest {
             return Err(usage(
                 "a conversion needs the manifest; leave --manifest=false out",
@@ -157,8 +181,19 @@ impl Args {
         Ok(())
     }
 
-    pub fn origin(&self) -> Origin {
-        Origin::Local
+    fn provider(&self) -> ProviderName {
+        let implied = match self.vsphere.vcenter {
+            Some(_) => ProviderName::Vsphere,
+            None => ProviderName::Local,
+        };
+        self.provider.unwrap_or(implied)
+    }
+
+    pub fn origin(&self) -> Result<Origin> {
+        match self.provider() {
+            ProviderName::Vsphere => self.vsphere.origin(),
+            _ => Ok(Origin::Local),
+        }
     }
 
     fn converts(&self) -> bool {
@@ -219,6 +254,9 @@ impl Args {
     /// The VMs to export: one, or those of the batch file.
     pub fn targets(&self) -> Result<Vec<Target>> {
         let Some(path) = &self.batch else {
+            if self.list.is_some() {
+                return Ok(Vec::new());
+            }
             return Ok(vec![target(self.vm.as_deref(), self.source.as_deref())?]);
         };
         let read = |path: &Path| -> std::io::Result<String> {
@@ -233,7 +271,7 @@ impl Args {
             .collect::<Result<Vec<_>>>()?;
         if targets.is_empty() {
             return Err(Error::invalid(format!("{} lists no VM", path.display()))
-                .with_remedy("write one path of disks per line"));
+                .with_remedy("write one VM per line"));
         }
         Ok(targets)
     }
@@ -302,8 +340,12 @@ mod tests {
     fn contradictions_and_later_providers_are_refused() {
         for line in [
             "--vm a",
-            "--vm a --provider vsphere --pipeline",
+            "--vm a --provider aws --pipeline",
             "--vm a --pipeline --format ova",
+            "--vm a --vcenter vc --pipeline --format ova",
+            "--vm a --vcenter vc --source s --output o",
+            "--vm a --pipeline --username u",
+            "--list --provider local --insecure",
             "--vm a --hyper2kvm-daemon --pipeline=false",
             "--vm a --pipeline --manifest=false",
             "--vm a --output o --libvirt",
@@ -319,6 +361,8 @@ mod tests {
             "--vm a --hyper2kvm-poll-interval 61",
             "--vm a --hyper2kvm-daemon-timeout 241",
             "--vm a --unknown",
+            "--list x --vm a",
+            "--vm a --vcenter vc --vcenter-timeout 0",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,6 +1,7 @@
 //! `hyperexport`: one export now, then its conversion. Exit codes: 0, 1, 2, 3 (commands.md).
 mod args;
 mod show;
+mod vsphere;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use args::{Args, Target};
+use args::{Args, Format, Target};
 use clap::Parser;
 use exporter::error::{Error, ErrorKind, Result};
 use exporter::export::Export;
@@ -34,12 +35,22 @@ fn main() -> ExitCode {
     }
     let prepared = args
         .check()
-        .and_then(|()| Ok((args.instance()?, args.targets()?, args.origin().connect()?)));
-    let (instance, targets, provider) = match prepared {
+        .and_then(|()| Ok((args.instance()?, args.targets()?, args.origin()?)));
+    let (instance, targets, origin) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             eprint!("{}", show::error_text(&error));
             return ExitCode::from(USAGE);
+        }
+    };
+    if args.vsphere.insecure {
+        eprintln!("warning: --insecure: whoever answers for the server is believed");
+    }
+    let provider = match origin.connect() {
+        Ok(provider) => provider,
+        Err(error) => {
+            eprint!("{}", show::error_text(&error));
+            return ExitCode::from(FAILED);
         }
     };
     let program = Program {
@@ -50,6 +61,10 @@ fn main() -> ExitCode {
         bars: MultiProgress::new(),
         standard_output: Mutex::new(()),
     };
+    program.clean_up();
+    if let Some(pattern) = &program.args.list {
+        return ExitCode::from(program.list(pattern));
+    }
     ExitCode::from(program.run(&targets))
 }
 
@@ -95,6 +110,31 @@ struct Program {
 }
 
 impl Program {
+    /// Removes what runs that died left on the server. A failure is told and stops nothing.
+    fn clean_up(&self) {
+        let cleaned = FileLedger::abandoned(&debts_directory()).and_then(|ledgers| {
+            ledgers
+                .iter()
+                .try_for_each(|ledger| self.provider.clean_up(&ledger.debts(), ledger))
+        });
+        if let Err(error) = cleaned {
+            self.say_error(&format!("warning: {}", show::error_text(&error)));
+        }
+    }
+
+    fn list(&self, pattern: &str) -> u8 {
+        match self.provider.discover(pattern) {
+            Ok(found) => {
+                self.print(&show::list(&found, self.args.json));
+                0
+            }
+            Err(error) => {
+                self.say_error(&show::error_text(&error));
+                FAILED
+            }
+        }
+    }
+
     /// Exports all targets, some at a time; the exit code is that of the worst.
     fn run(&self, targets: &[Target]) -> u8 {
         let next = AtomicUsize::new(0);
@@ -136,12 +176,13 @@ impl Program {
 
     fn export(&self, target: &Target) -> Result<u8> {
         let ledger = Arc::new(FileLedger::new(&debts_directory()));
-        let export = Export::describe(
+        let mut export = Export::describe(
             Arc::clone(&self.provider),
             &target.vm,
             target.name.as_deref(),
             ledger,
         )?;
+        export.as_ova = self.args.format == Some(Format::Ova);
         let task = Task {
             export,
             instance: self.instance.clone(),

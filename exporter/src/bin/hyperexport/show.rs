@@ -4,12 +4,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use exporter::error::Error;
+use exporter::machine::{Power, Summary};
 use exporter::transfer::Monitor;
 use exporter::worker::daemon::Presence;
 use exporter::worker::follow::Ending;
 use exporter::worker::{Outcome, Route, Task};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle,
+};
 use serde_json::{Value, json};
+
+/// What a link of 1 Gbit/s carries in a second.
+const GIGABIT_BYTES: u64 = 110_000_000;
 
 /// A bar of one VM, or of one of its disks; draws on standard error, and only on a terminal.
 pub struct Bar {
@@ -134,6 +140,28 @@ fn description(task: &Task) -> Value {
     })
 }
 
+/// VMs, one per line.
+pub fn list(found: &[Summary], as_json: bool) -> String {
+    if as_json {
+        let lines = found.iter().map(|vm| format!("{}\n", json!(vm)));
+        return lines.collect();
+    }
+    let mut text = String::new();
+    for vm in found {
+        let place = vm.location.as_deref().unwrap_or(&vm.name);
+        let cpus = vm.cpus.map_or("?".to_owned(), |cpus| cpus.to_string());
+        let memory = vm
+            .memory_bytes
+            .map_or("?".to_owned(), |bytes| HumanBytes(bytes).to_string());
+        let (id, power) = (&vm.id, vm.power.as_str());
+        let guest = vm.guest_os.as_deref().unwrap_or_default();
+        text.push_str(&format!(
+            "{id:<12} {power:<9} {cpus:>3} {memory:>12}  {place}  {guest}\n"
+        ));
+    }
+    text
+}
+
 /// What would be done.
 pub fn plan(task: &Task, as_json: bool) -> String {
     let directories = &task.instance.directories;
@@ -166,10 +194,23 @@ pub fn plan(task: &Task, as_json: bool) -> String {
         return format!("{value}\n");
     }
     let mut text = format!("{}: {what}\n", task.export.name);
-    for disk in &task.export.vm.disks {
+    let vm = &task.export.vm;
+    for disk in &vm.disks {
         text.push_str(&format!(
             "  {} {} ({}, {} bytes)\n",
             disk.id, disk.file, disk.format, disk.size_bytes
+        ));
+    }
+    if task.export.provider() != "local" {
+        let from = match vm.power {
+            Power::Off => "as it is: it is off",
+            _ => "from a snapshot that is removed again: it is not off",
+        };
+        let bytes = vm.disks.iter().map(|disk| disk.size_bytes).sum::<u64>();
+        let time = HumanDuration(Duration::from_secs(bytes / GIGABIT_BYTES));
+        let bytes = HumanBytes(bytes);
+        text.push_str(&format!(
+            "  {from}\n  at most {bytes}, about {time} at 1 Gbit/s\n"
         ));
     }
     text

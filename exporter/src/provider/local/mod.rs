@@ -145,6 +145,6 @@ fn copy(
     let metadata = source
         .metadata()
         .map_err(|error| Error::io("stat", &from, error))?;
-    let sum = transfer::copy(&source, &from, &into.join(name), checksum, monitor)?;
+    let sum = transfer::copy::copy(&source, &from, &into.join(name), checksum, monitor)?;
     Ok((metadata.len(), sum))
 }

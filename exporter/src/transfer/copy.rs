@@ -9,80 +9,11 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::copy_file_range;
 use nix::unistd::{Whence, lseek};
-use sha2::Digest;
 
-use crate::error::{Error, ErrorKind, Result};
+use super::{Algorithm, Hasher, MODE, Monitor, cancelled};
+use crate::error::{Error, Result};
 
 const CHUNK_BYTES: usize = 4 * 1024 * 1024;
-/// The converter runs as another user of the queue's group.
-pub const MODE: u32 = 0o640;
-
-/// Watches a long piece of work, and may stop it.
-pub trait Monitor: Sync {
-    /// A stretch of work begins; 0 bytes if its length is not known.
-    fn begin(&self, what: &str, bytes_total: u64);
-    fn advance(&self, bytes: u64);
-    /// Where the stretch stands now, where somebody else counts.
-    fn stand(&self, bytes_done: u64, bytes_total: u64);
-    fn message(&self, text: &str);
-    fn warn(&self, text: &str);
-    fn is_cancelled(&self) -> bool;
-    /// A monitor of its own for one of several stretches that go on at once: its `begin`,
-    /// `advance`, `stand` and `message` concern that stretch alone. Ended by its drop.
-    fn branch(&self) -> Box<dyn Monitor + '_>;
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithm {
-    /// Read by everybody.
-    Sha256,
-    /// Read by our own converter, several times as fast.
-    Blake3,
-}
-
-enum Hasher {
-    Sha256(sha2::Sha256),
-    Blake3(Box<blake3::Hasher>),
-}
-
-impl Hasher {
-    fn new(algorithm: Algorithm) -> Self {
-        match algorithm {
-            Algorithm::Sha256 => Self::Sha256(sha2::Sha256::new()),
-            Algorithm::Blake3 => Self::Blake3(Box::default()),
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(hasher) => hasher.update(bytes),
-            Self::Blake3(hasher) => {
-                hasher.update(bytes);
-            }
-        }
-    }
-
-    fn finish(self) -> String {
-        match self {
-            Self::Sha256(hasher) => {
-                let hex: String = hasher
-                    .finalize()
-                    .iter()
-                    .map(|b| format!("{b:02x}"))
-                    .collect();
-                format!("sha256:{hex}")
-            }
-            Self::Blake3(hasher) => format!("blake3:{}", hasher.finalize().to_hex()),
-        }
-    }
-}
-
-/// The error of work that its monitor stopped.
-pub fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, "the export was interrupted")
-        .with_remedy("run it again; nothing of it was left behind")
-}
-
 /// Copies `source`, opened from `from`, to a new file at `to`. With an algorithm, returns the
 /// checksum of the content, holes included.
 pub fn copy(
@@ -268,53 +199,12 @@ impl Copy<'_> {
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
+    use super::super::tests::Counter;
     use super::*;
+    use crate::error::ErrorKind;
     use std::os::unix::fs::MetadataExt;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    /// Counts, and cancels when it has counted enough.
-    #[derive(Default)]
-    pub struct Counter {
-        pub bytes: AtomicU64,
-        pub cancel_at: Option<u64>,
-    }
-
-    impl Monitor for Counter {
-        fn begin(&self, _: &str, _: u64) {}
-        fn advance(&self, bytes: u64) {
-            self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-        fn stand(&self, _: u64, _: u64) {}
-        fn message(&self, _: &str) {}
-        fn warn(&self, _: &str) {}
-        fn is_cancelled(&self) -> bool {
-            self.cancel_at
-                .is_some_and(|limit| self.bytes.load(Ordering::Relaxed) >= limit)
-        }
-        fn branch(&self) -> Box<dyn Monitor + '_> {
-            Box::new(Branch(self))
-        }
-    }
-
-    /// Counts for the whole.
-    struct Branch<'a>(&'a Counter);
-
-    impl Monitor for Branch<'_> {
-        fn begin(&self, _: &str, _: u64) {}
-        fn advance(&self, bytes: u64) {
-            self.0.advance(bytes);
-        }
-        fn stand(&self, _: u64, _: u64) {}
-        fn message(&self, _: &str) {}
-        fn warn(&self, _: &str) {}
-        fn is_cancelled(&self) -> bool {
-            self.0.is_cancelled()
-        }
-        fn branch(&self) -> Box<dyn Monitor + '_> {
-            self.0.branch()
-        }
-    }
+    use std::sync::atomic::Ordering;
 
     #[test]
     fn copies_data_and_holes_and_hashes_both() {

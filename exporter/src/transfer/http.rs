@@ -1,0 +1,186 @@
+//! HTTP requests that can be given up: watched by a monitor, ended when the other side stalls.
+//!
+//! One connection pool per server; no redirects, no proxies of the environment, no decompression.
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use reqwest::header::HeaderMap;
+use tokio::runtime::Runtime;
+
+use super::tls::{self, Trust, Vouched};
+use super::{Monitor, cancelled};
+use crate::error::{Error, ErrorKind, Result};
+
+pub use reqwest::header;
+pub use reqwest::{StatusCode, Url};
+
+const CONNECT: Duration = Duration::from_secs(20);
+const TICK: Duration = Duration::from_millis(100);
+/// Decrypting goes on beside hashing and writing.
+const WORKERS: usize = 2;
+
+pub struct Client {
+    client: reqwest::Client,
+    runtime: Runtime,
+    /// How long the other side may send nothing.
+    stall: Duration,
+}
+
+pub struct Request<'a> {
+    pub url: Url,
+    pub headers: HeaderMap,
+    /// POST of this text, or else GET.
+    pub body: Option<&'a str>,
+}
+
+impl Request<'_> {
+    pub fn get(url: Url) -> Self {
+        Self {
+            url,
+            headers: HeaderMap::new(),
+            body: None,
+        }
+    }
+}
+
+pub struct Answer<'a> {
+    client: &'a Client,
+    host: String,
+    response: reqwest::Response,
+}
+
+impl Client {
+    /// `host` is the server that a thumbprint in `trust` is of.
+    pub fn new(host: &str, trust: &Trust, vouched: &Vouched, stall: Duration) -> Result<Self> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
+            Error::new(ErrorKind::Internal, "set an HTTP client up").with_source(source)
+        };
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(trust.config(host, vouched)?)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT.min(stall))
+            .https_only(true)
+            .user_agent(concat!("hyperexport/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| failed(error.into()))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(WORKERS)
+            .enable_all()
+            .build()
+            .map_err(|error| failed(error.into()))?;
+        Ok(Self {
+            client,
+            runtime,
+            stall,
+        })
+    }
+
+    pub fn stall(&self) -> Duration {
+        self.stall
+    }
+
+    /// The answer's head, whatever its status; its body is still to be read.
+    pub fn send(&self, request: Request<'_>, monitor: &dyn Monitor) -> Result<Answer<'_>> {
+        let host = request.url.host_str().unwrap_or_default().to_owned();
+        let builder = match request.body {
+            Some(body) => self.client.post(request.url).body(body.to_owned()),
+            None => self.client.get(request.url),
+        };
+        let sent = self.wait(&host, monitor, builder.headers(request.headers).send())?;
+        Ok(Answer {
+            client: self,
+            response: sent.map_err(|error| failed(&host, error))?,
+            host,
+        })
+    }
+
+    /// What the future gives, unless the monitor cancels or nothing comes for too long.
+    fn wait<T>(
+        &self,
+        host: &str,
+        monitor: &dyn Monitor,
+        future: impl Future<Output = T>,
+    ) -> Result<T> {
+        let end = Instant::now() + self.stall;
+        self.runtime.block_on(async {
+            let mut future = std::pin::pin!(future);
+            loop {
+                if let Ok(done) = tokio::time::timeout(TICK, &mut future).await {
+                    return Ok(done);
+                }
+                if monitor.is_cancelled() {
+                    return Err(cancelled());
+                }
+                if Instant::now() >= end {
+                    let seconds = self.stall.as_secs();
+                    return Err(Error::new(
+                        ErrorKind::Timeout,
+                        format!("{host} sent nothing for {seconds} s"),
+                    )
+                    .with_remedy("check the server and the network to it"));
+                }
+            }
+        })
+    }
+}
+
+impl Answer<'_> {
+    pub fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub fn header(&self, name: header::HeaderName) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    pub fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// The next bytes of the body; `None` at its proper end.
+    pub fn chunk(&mut self, monitor: &dyn Monitor) -> Result<Option<impl AsRef<[u8]> + use<>>> {
+        let next = self.response.chunk();
+        let read = self.client.wait(&self.host, monitor, next)?;
+        read.map_err(|error| failed(&self.host, error))
+    }
+
+    /// The whole body, if it is text of at most so many bytes.
+    pub fn text(mut self, limit_bytes: usize, monitor: &dyn Monitor) -> Result<String> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunk(monitor)? {
+            let chunk = chunk.as_ref();
+            if bytes.len().saturating_add(chunk.len()) > limit_bytes {
+                let host = &self.host;
+                return Err(Error::invalid(format!(
+                    "{host} answered with more than {limit_bytes} bytes"
+                )));
+            }
+            bytes.extend_from_slice(chunk);
+        }
+        String::from_utf8(bytes).map_err(|error| {
+            Error::invalid(format!("{} answered with what is not text", self.host))
+                .with_source(error)
+        })
+    }
+}
+
+/// A URL never shows in an error: it may carry a ticket.
+fn failed(host: &str, error: reqwest::Error) -> Error {
+    if let Some(distrust) = tls::distrust(&error) {
+        return Error::invalid(format!("the certificate of {host} is not trusted"))
+            .with_remedy(
+                "give its authority with --ca-file, or compare the thumbprint with the server's \
+                 own and give it with --thumbprint",
+            )
+            .with_source(distrust.to_string());
+    }
+    let doing = if error.is_connect() {
+        "connect to"
+    } else {
+        "talk to"
+    };
+    Error::new(ErrorKind::Io, format!("{doing} {host}"))
+        .with_remedy("check the server's name, its port and the network to it")
+        .with_source(error.without_url())
+}
