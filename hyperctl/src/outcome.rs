@@ -16,6 +16,8 @@ pub enum Exit {
     TimedOut = 3,
     /// The daemon is not there.
     NoDaemon = 4,
+    /// Ctrl-C ended the following, not the work.
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {

@@ -1,7 +1,11 @@
 //! Waiting: looks at files again and again until something is so, or a limit has passed.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::outcome::Result;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::outcome::{Exit, Result, Stop};
 
 /// How often files are looked at; the daemon replaces a record at most twice a second.
 pub const INTERVAL: Duration = Duration::from_millis(200);
@@ -43,6 +47,34 @@ pub fn until<T>(
             return Ok(None);
         }
         deadline.pause(INTERVAL);
+    }
+}
+
+/// Ctrl-C, which ends the waiting instead of the program; pressed again it ends both.
+#[derive(Debug, Clone)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// From here on, in this thread and those that it starts.
+    pub fn listen() -> Result<Self> {
+        let fail = |errno| Stop::new(Exit::Failed, format!("listen for Ctrl-C: {errno}"));
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGINT);
+        signals.thread_block().map_err(fail)?;
+        let pressed = Arc::new(AtomicBool::new(false));
+        let seen = pressed.clone();
+        std::thread::spawn(move || {
+            while signals.wait().is_ok() {
+                if seen.swap(true, Ordering::Relaxed) {
+                    std::process::exit(Exit::Interrupted as i32);
+                }
+            }
+        });
+        Ok(Self(pressed))
+    }
+
+    pub fn was_pressed(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The export service with an instance behind it: their directories, configuration, VMs to export.
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use queue::instance::Directories;
 use queue::job::{ExportRequest, JobId, Record, Request};
@@ -39,13 +39,19 @@ impl ExportSite {
         .unwrap();
         let roots = at("vms");
         let server = format!("[server.{SERVER}]\nprovider = \"local\"\nroots = [{roots:?}]\n");
-        fs::write(at("etc/hypervisord.toml"), format!("{config}\n{server}")).unwrap();
+        let directories = Directories {
+            queue: at("requests"),
+            output: at("exports-output"),
+            work: at("exports-work"),
+        };
+        let places = format!(
+            "requests_dir = {:?}\noutput_dir = {:?}\nwork_dir = {:?}\n",
+            directories.queue, directories.output, directories.work
+        );
+        let text = format!("{places}{config}\n{server}");
+        fs::write(at("etc/hypervisord.toml"), text).unwrap();
         Self {
-            directories: Directories {
-                queue: at("requests"),
-                output: at("exports-output"),
-                work: at("exports-work"),
-            },
+            directories,
             config: at("etc"),
             instance,
         }
@@ -68,10 +74,16 @@ impl ExportSite {
         command
             .arg("daemon")
             .env("HYPER2KVM_CONFIG_DIR", &self.config);
-        command.arg("--requests-dir").arg(&self.directories.queue);
-        command.arg("--output-dir").arg(&self.directories.output);
-        command.arg("--work-dir").arg(&self.directories.work);
         Daemon::spawn(command, self.instance.top.path())
+    }
+
+    /// hyperctl with these arguments, which finds both by their configuration.
+    pub fn hyperctl(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(program("hyperctl"));
+        command
+            .env("HYPER2KVM_CONFIG_DIR", &self.config)
+            .env("LC_ALL", "C.UTF-8");
+        command.args(args).output().unwrap()
     }
 
     /// Makes the instance's queue, as its converter does when it first starts.

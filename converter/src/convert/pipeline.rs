@@ -93,7 +93,8 @@ pub(super) fn run(
         0 => default_threads(output.as_ref()),
         threads => threads,
     };
-    let span_bytes = span_bytes(sharing.as_ref(), packing);
+    let unshared_bytes = packing.map_or(BATCH_BYTES, |_| PACKED_BATCH_BYTES);
+    let span_bytes = sharing.as_ref().map_or(unshared_bytes, Sharing::span_bytes);
     let from = GuestOffset(start.from.guest_bytes);
     let work = Work::new(observer, disk.allocated_bytes);
     work.resume(start.from.read_bytes);
@@ -148,15 +149,6 @@ fn find_sharing(disk: &SourceDisk, target: Option<&Target>) -> Result<Option<Sha
             Sharing::find(image, &target.file, &target.path, target.always_digest)
         }
         _ => Ok(None),
-    }
-}
-
-/// Of each batch.
-fn span_bytes(sharing: Option<&Sharing>, packing: Option<Packing>) -> u64 {
-    match sharing {
-        Some(sharing) => sharing.span_bytes(),
-        None if packing.is_some() => PACKED_BATCH_BYTES,
-        None => BATCH_BYTES,
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
-use queue::job::{JobId, Priority};
+use queue::instance::DEFAULT;
+use queue::job::{ExportFormat, JobId, Priority};
 
 pub use normalise::normalise;
 
@@ -16,12 +17,13 @@ Exit codes:
   1  the work failed, or the daemon refused the request
   2  wrong usage or configuration
   3  timed out
-  4  the daemon is not there";
+  4  the daemon is not there
+130  Ctrl-C ended the following; the work goes on";
 
-/// Shows and steers the hyper2kvm daemons.
+/// Shows and steers the hyper2kvm daemons and hypervisord, the export service.
 ///
 /// Everything is read from the files that the daemons write; requests are small files that the
-/// daemon of the instance picks up. No job is ever moved by hyperctl itself.
+/// daemon picks up. No job is ever moved by hyperctl itself.
 #[derive(Debug, Parser)]
 #[command(name = "hyperctl", version, after_help = EXIT_CODES)]
 pub struct Args {
@@ -31,6 +33,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Convert(Convert),
     Daemon(Daemon),
     List(List),
     Status(Status),
@@ -55,7 +58,7 @@ pub enum Command {
 /// Which daemon's files are meant.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Place {
-    /// The instance [default: all of them when reading, `default` when steering].
+    /// The instance, or hypervisord [default: all of them when reading, `default` when steering].
     #[arg(long, value_name = "NAME", help_heading = DAEMON)]
     pub instance: Option<String>,
     /// The daemon's queue directory, where it is not the instance's.
@@ -64,6 +67,62 @@ pub struct Place {
     /// The daemon's output directory, where it is not the instance's.
     #[arg(long, value_name = "DIR", requires = "watch_dir", help_heading = DAEMON)]
     pub output_dir: Option<PathBuf>,
+}
+
+/// Export a VM and convert it, from a vCenter, an ESXi host or disks of this host to a qcow2.
+///
+/// Drops a request for hypervisord, the export service, which puts the VM into the instance's
+/// queue, and follows it: exporting, queued, converting, repaired, done. Ctrl-C ends the
+/// following, not the work. Passwords belong to the service: none is asked for or written here.
+#[derive(Debug, clap::Args)]
+pub struct Convert {
+    /// The VM, in the provider's words: a name, an inventory path, a UUID, an id; with provider
+    /// local the path of its disks.
+    #[arg(long, value_name = "NAME")]
+    pub vm: String,
+    /// The vCenter or ESXi host: a section [server."HOST"] of hypervisord.toml.
+    #[arg(long, visible_alias = "server", value_name = "HOST")]
+    #[arg(required_unless_present = "provider")]
+    pub vcenter: Option<String>,
+    /// Where the VM comes from [default: as the server's section says].
+    #[arg(long, value_name = "P", value_parser = ["vsphere", "local"])]
+    pub provider: Option<String>,
+    /// What the VM is called from here on [default: as the provider calls it].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The instance that converts it.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT)]
+    pub instance: String,
+    /// Of the export and of the conversion.
+    #[arg(long, value_name = "LEVEL", default_value = "normal")]
+    pub priority: Level,
+    /// How the disks are handed over [default: vmdk].
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Drop the request and return.
+    #[arg(long, visible_alias = "no-follow")]
+    pub detach: bool,
+    /// Stop following after this time: 90, 90s, 5m; the work goes on [default: no limit].
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "detach")]
+    pub timeout: Option<Duration>,
+    #[arg(long, help = "Print JSON, one line per change")]
+    pub json: bool,
+}
+
+/// How an export's disks lie in the instance's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Vmdk,
+    Ova,
+}
+
+impl From<Format> for ExportFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Vmdk => Self::Vmdk,
+            Format::Ova => Self::Ova,
+        }
+    }
 }
 
 /// Which job is meant: the newest of a VM, or one by its id.
@@ -372,6 +431,14 @@ mod tests {
             ("list --status lost", false),
             ("list --watch-dir /q", false),
             ("list --watch-dir /q --output-dir /o", true),
+            ("convert --vm a --vcenter h", true),
+            ("convert --vm a --server h --no-follow --format ova", true),
+            ("convert --vm /srv/a --provider local --priority high", true),
+            ("convert --vm a", false),
+            ("convert --vcenter h", false),
+            ("convert --vm a --provider nowhere", false),
+            ("convert --vm a --vcenter h --password p", false),
+            ("convert --vm a --vcenter h --detach --timeout 5", false),
             ("status", false),
             ("status --vm a --vm b", true),
             ("status --job nonsense", false),

@@ -13,7 +13,7 @@ use crate::view::{self, Life, Place, systemd};
 
 pub fn run(args: &args::Daemon) -> Result<Exit> {
     let now = SystemTime::now();
-    let daemons = look(view::every(&args.place)?, now)?;
+    let daemons = look(view::daemons(&args.place)?, now)?;
     let operation = args.operation.or(args.op).unwrap_or(Operation::Status);
     if args.json {
         let values = daemons.iter().map(|daemon| daemon.to_json(now)).collect();
@@ -95,7 +95,7 @@ fn look(places: Vec<Place>, now: SystemTime) -> Result<Vec<Daemon>> {
 
 /// What waits where no daemon counts it.
 fn waiting(place: &Place) -> Result<u64> {
-    let (shelves, _) = view::read(vec![place.clone()])?;
+    let (shelves, _) = view::read(std::slice::from_ref(place))?;
     let count = shelves.iter().fold(0, |sum, shelf| {
         let queued = shelf.jobs.iter().filter(|job| job.is(JobState::Queued));
         sum + queued.count() + shelf.drops.len()

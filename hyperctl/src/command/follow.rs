@@ -1,4 +1,4 @@
-//! Following jobs to their end: what they do is read again and again and shown as it changes.
+//! Following VMs to their end: what their jobs do is read again and again and shown as it changes.
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -6,17 +6,19 @@ use queue::job::{JobId, JobState};
 
 use crate::outcome::{Exit, Result, Stop};
 use crate::render::bars::Bars;
-use crate::render::{self, Style, job};
+use crate::render::{self, Style, migration};
 use crate::view::find::{self, Found};
-use crate::view::{Job, Life, Place};
-use crate::watch::{self, Deadline, Every};
+use crate::view::{Life, Migration, Place, Role, Scope};
+use crate::watch::{self, Deadline, Every, Interrupt};
 
 /// A daemon that is being restarted is waited for: this long after its last heartbeat …
 const RESTART: Duration = Duration::from_secs(30);
 /// … and at least this long from the first look.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the whole queue is read: for the place in it, and for jobs that are not there yet.
-const SCAN: Duration = Duration::from_secs(2);
+pub const SCAN: Duration = Duration::from_secs(2);
+/// How long nothing may be seen of what was put into an instance's queue: a claim takes a moment.
+const UNSEEN: Duration = Duration::from_secs(30);
 
 /// How what happens is told.
 pub enum Show {
@@ -39,22 +41,25 @@ impl Show {
         }
     }
 
-    fn update(&mut self, job: &Job) -> Result<()> {
+    fn update(&mut self, found: &Migration) -> Result<()> {
         let now = SystemTime::now();
+        let id = found.id();
         match self {
-            Self::Bars(bars) if job.is_final() => {
-                bars.end(job.id(), &job::ending(job, &Style::detect(), now))
+            Self::Bars(bars) if found.is_final() => {
+                bars.end(id, &migration::ending(found, &Style::detect(), now))
             }
-            Self::Bars(bars) => bars.show(job, now),
-            Self::Lines(style, _) if job.is_final() => render::print(&job::ending(job, style, now)),
-            Self::Lines(_, last) => match last.insert(job.id(), step(job)) {
-                Some(before) if last.get(&job.id()) == Some(&before) => Ok(()),
-                _ => render::print(&format!("{}\n", job::line(job, now))),
+            Self::Bars(bars) => bars.show(found, now),
+            Self::Lines(style, _) if found.is_final() => {
+                render::print(&migration::ending(found, style, now))
+            }
+            Self::Lines(_, last) => match last.insert(id, mark(found)) {
+                Some(before) if last.get(&id) == Some(&before) => Ok(()),
+                _ => render::print(&format!("{}\n", migration::line(found, now))),
             },
             Self::Json(last) => {
-                let value = job.to_json();
+                let value = found.to_json();
                 let text = value.to_string();
-                match last.insert(job.id(), text.clone()) {
+                match last.insert(id, text.clone()) {
                     Some(before) if before == text => Ok(()),
                     _ => render::print_json_line(&value),
                 }
@@ -63,7 +68,15 @@ impl Show {
         }
     }
 
-    fn say(&self, text: &str) -> Result<()> {
+    /// Takes the bars away.
+    pub fn close(&mut self) -> Result<()> {
+        match self {
+            Self::Bars(bars) => bars.clear(),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn say(&self, text: &str) -> Result<()> {
         match self {
             Self::Bars(bars) => bars.above(&format!("{}\n", render::text::clean(text))),
             _ => {
@@ -75,127 +88,266 @@ impl Show {
 }
 
 /// What makes another line worth printing: a state, a phase, a place, five more percent.
-fn step(job: &Job) -> String {
+fn mark(found: &Migration) -> String {
+    let job = found.current();
     let percent = (job.percent() / 5.0).floor();
     let record = job.record();
-    let (state, phase) = (job.state(), job.phase());
-    match job.is(JobState::Processing) {
-        true => format!("{state} {phase} {percent} {}", record.attempts),
-        false => format!(
-            "{state} {:?} {:?} {}",
-            job.position,
-            record.not_before,
-            job.priority()
-        ),
+    let (state, phase, step) = (found.state(), job.phase(), found.step().as_str());
+    if job.is(JobState::Processing) {
+        return format!("{state} {step} {phase} {percent} {}", record.attempts);
+    }
+    let reason = found.waiting().map(|drop| &drop.reason);
+    let (position, priority) = (job.position, job.priority());
+    let not_before = &record.not_before;
+    format!("{state} {step} {reason:?} {position:?} {not_before:?} {priority}")
+}
+
+/// What there is no job of yet.
+#[derive(Debug)]
+pub enum Awaited {
+    /// A job of this name that is newer than the one, in one of the places.
+    Vm {
+        name: String,
+        after: Option<JobId>,
+        places: Vec<Place>,
+    },
+    /// The job of this request to the export service.
+    Request { drop: String, place: Place },
+}
+
+impl Awaited {
+    fn look(&self, is_due: bool) -> Result<Option<Migration>> {
+        match self {
+            Self::Vm {
+                name,
+                after,
+                places,
+            } if is_due => {
+                for place in places {
+                    let jobs = match place.jobs() {
+                        Err(_) if place.role == Role::Export => continue,
+                        read => read?.jobs,
+                    };
+                    if let Some(job) = find::newest(jobs, name, *after) {
+                        return Ok(Some(Migration::of(job, place.role)));
+                    }
+                }
+                Ok(None)
+            }
+            Self::Vm { .. } => Ok(None),
+            Self::Request { drop, place } => {
+                if place.drop_named(drop).is_some() {
+                    return Ok(None);
+                }
+                let job = place.job_of_drop(drop)?;
+                Ok(job.map(|job| Migration::of(job, Role::Export)))
+            }
+        }
+    }
+
+    fn places(&self) -> Vec<&Place> {
+        match self {
+            Self::Vm { places, .. } => places.iter().collect(),
+            Self::Request { place, .. } => vec![place],
+        }
     }
 }
 
-/// One job on its way.
+/// One VM on its way.
 #[derive(Debug)]
 struct Followed {
-    /// Where it is, or may appear.
-    places: Vec<Place>,
-    /// Set while there is no job yet: the VM's name, and the newest job that is not meant.
-    awaited: Option<(String, Option<JobId>)>,
-    job: Option<Job>,
+    /// Set while there is no job yet.
+    awaited: Option<Awaited>,
+    migration: Option<Migration>,
     scan: Every,
+    /// Since when nothing is seen of what was exported.
+    unseen: Option<Instant>,
 }
 
 impl Followed {
-    fn new(found: Found, places: &[Place]) -> Self {
-        let (places, awaited, job) = match found {
-            Found::Job { place, job } => (vec![place], None, Some(*job)),
+    fn new(awaited: Option<Awaited>, migration: Option<Migration>) -> Self {
+        Self {
+            awaited,
+            migration,
+            scan: Every::new(SCAN),
+            unseen: None,
+        }
+    }
+
+    fn of(found: Found, scope: &Scope) -> Self {
+        let (name, after, places) = match found {
+            Found::Migration(migration) => return Self::new(None, Some(*migration)),
             Found::Drop {
                 place, vm, after, ..
-            } => (vec![place], Some((vm, after)), None),
-            Found::Nothing { vm } => (places.to_vec(), Some((vm, None)), None),
+            } => (vm, after, vec![*place]),
+            Found::Nothing { vm } => (vm, None, scope.places.clone()),
         };
-        Self {
+        let awaited = Awaited::Vm {
+            name,
+            after,
             places,
-            awaited,
-            job,
-            scan: Every::new(SCAN),
-        }
+        };
+        Self::new(Some(awaited), None)
     }
 
     fn has_ended(&self) -> bool {
-        self.job.as_ref().is_some_and(Job::is_final)
+        self.migration.as_ref().is_some_and(Migration::is_final)
     }
 
-    fn look(&mut self) -> Result<()> {
-        if let (Some(place), Some(job)) = (self.places.first(), &self.job) {
-            let numbered = job.is(JobState::Queued) && self.scan.is_due();
-            let mut read = place.job(job.id(), numbered)?.ok_or_else(|| {
-                Stop::new(Exit::Failed, format!("the record of {} is gone", job.id()))
-            })?;
-            if read.is(JobState::Queued) && !numbered {
-                read.position = job.position;
-            }
-            self.job = Some(read);
-        } else if let Some((vm, after)) = &self.awaited
-            && self.scan.is_due()
-        {
-            for place in &self.places {
-                if let Some(job) = find::newest(place.jobs()?.jobs, vm, *after) {
-                    self.places = vec![place.clone()];
-                    self.job = Some(job);
-                    break;
-                }
-            }
+    fn look(&mut self, scope: &Scope) -> Result<()> {
+        let is_due = self.scan.is_due();
+        if let Some(migration) = &mut self.migration {
+            migration.read_again(scope, is_due)?;
+            return self.check_unseen(scope);
         }
-        Ok(())
+        if let Some(awaited) = &self.awaited {
+            self.migration = awaited.look(is_due)?;
+        }
+        self.check_request()
+    }
+
+    /// A request that was taken away must not be waited for without end.
+    fn check_request(&mut self) -> Result<()> {
+        let (None, Some(Awaited::Request { drop, place })) = (&self.migration, &self.awaited)
+        else {
+            return Ok(());
+        };
+        if place.drop_named(drop).is_some() || !is_lost(&mut self.unseen, Some(place)) {
+            return Ok(());
+        }
+        let (queue, name) = (place.directories.queue.display(), &place.instance);
+        let message = format!("{drop} is gone from {queue}, and {name} has no job of it");
+        Err(Stop::new(Exit::Failed, message).with_remedy("was it removed? ask again"))
+    }
+
+    /// Nor what was exported and then lost.
+    fn check_unseen(&mut self, scope: &Scope) -> Result<()> {
+        let between = self.migration.as_ref().filter(|found| found.is_between());
+        let Some(found) = between.filter(|found| found.waiting().is_none()) else {
+            self.unseen = None;
+            return Ok(());
+        };
+        if !is_lost(&mut self.unseen, found.place(scope)) {
+            return Ok(());
+        }
+        let delivered = found.current().record().delivered.as_ref();
+        let path = delivered.map(|to| to.queue.join(&to.drop));
+        let instance = found.instance();
+        let message = format!(
+            "{} was exported to {}, where it is not any more, and {instance} has no job of it",
+            found.vm_name(),
+            path.unwrap_or_default().display(),
+        );
+        let remedy =
+            format!("was it removed? `hyperctl list --instance {instance}` shows its jobs");
+        Err(Stop::new(Exit::Failed, message).with_remedy(remedy))
+    }
+
+    fn places<'a>(&'a self, scope: &'a Scope) -> Vec<&'a Place> {
+        match (&self.migration, &self.awaited) {
+            (Some(migration), _) => migration.place(scope).into_iter().collect(),
+            (None, Some(awaited)) => awaited.places(),
+            (None, None) => Vec::new(),
+        }
     }
 }
 
-/// Follows until every job has ended; `Exit::TimedOut` when the limit passes before.
+/// Whether nothing has been seen for too long where a daemon is there to take it.
+fn is_lost(unseen: &mut Option<Instant>, place: Option<&Place>) -> bool {
+    let since = *unseen.get_or_insert_with(Instant::now);
+    let is_served = place.is_none_or(|place| place.life() == Life::Responding);
+    since.elapsed() >= UNSEEN && is_served
+}
+
+/// What ends the following before the VMs have ended.
+#[derive(Debug, Default)]
+pub struct Limits {
+    pub timeout: Option<Duration>,
+    pub interrupt: Option<Interrupt>,
+}
+
+impl Limits {
+    pub fn after(timeout: Option<Duration>) -> Self {
+        Self {
+            timeout,
+            interrupt: None,
+        }
+    }
+}
+
+/// Follows until every VM has ended; `Exit::TimedOut` or `Exit::Interrupted` when a limit is met
+/// before.
 pub fn follow(
     found: Vec<Found>,
-    places: &[Place],
+    scope: &Scope,
     show: &mut Show,
-    timeout: Option<Duration>,
-) -> Result<(Exit, Vec<Job>)> {
-    let deadline = Deadline::after(timeout);
-    let mut all: Vec<Followed> = found
-        .into_iter()
-        .map(|found| Followed::new(found, places))
-        .collect();
+    limits: &Limits,
+) -> Result<(Exit, Vec<Migration>)> {
+    let all = found.into_iter().map(|found| Followed::of(found, scope));
+    run(all.collect(), scope, show, limits)
+}
+
+/// The same of what there is no job of yet.
+pub fn follow_awaited(
+    awaited: Awaited,
+    scope: &Scope,
+    show: &mut Show,
+    limits: &Limits,
+) -> Result<(Exit, Vec<Migration>)> {
+    run(
+        vec![Followed::new(Some(awaited), None)],
+        scope,
+        show,
+        limits,
+    )
+}
+
+fn run(
+    mut all: Vec<Followed>,
+    scope: &Scope,
+    show: &mut Show,
+    limits: &Limits,
+) -> Result<(Exit, Vec<Migration>)> {
+    let deadline = Deadline::after(limits.timeout);
     let mut watchdog = Watchdog::new();
     let mut told = vec![false; all.len()];
-    loop {
+    let early = loop {
         for (followed, told) in all.iter_mut().zip(&mut told) {
             if *told {
                 continue;
             }
-            followed.look()?;
-            if let Some(job) = &followed.job {
-                show.update(job)?;
+            followed.look(scope)?;
+            if let Some(migration) = &followed.migration {
+                show.update(migration)?;
             }
             *told = followed.has_ended();
         }
-        let left: Vec<&Place> = all
+        let mut left = all
             .iter()
             .filter(|followed| !followed.has_ended())
-            .flat_map(|followed| &followed.places)
-            .collect();
-        if left.is_empty() {
-            break;
+            .peekable();
+        if left.peek().is_none() {
+            break None;
+        }
+        if limits
+            .interrupt
+            .as_ref()
+            .is_some_and(Interrupt::was_pressed)
+        {
+            break Some(Exit::Interrupted);
         }
         if deadline.has_passed() {
-            let jobs = all
-                .into_iter()
-                .filter_map(|followed| followed.job)
-                .collect();
-            return Ok((Exit::TimedOut, jobs));
+            break Some(Exit::TimedOut);
         }
-        watchdog.check(&left, show)?;
+        let places: Vec<&Place> = left.flat_map(|followed| followed.places(scope)).collect();
+        watchdog.check(&places, show)?;
         deadline.pause(watch::INTERVAL);
-    }
-    let jobs: Vec<Job> = all
-        .into_iter()
-        .filter_map(|followed| followed.job)
-        .collect();
-    let done = jobs.iter().all(|job| job.is(JobState::Completed));
-    Ok((if done { Exit::Done } else { Exit::Failed }, jobs))
+    };
+    let migrations = all.into_iter().filter_map(|followed| followed.migration);
+    let migrations: Vec<Migration> = migrations.collect();
+    let are_done = migrations.iter().all(|found| found.is(JobState::Completed));
+    let usual = if are_done { Exit::Done } else { Exit::Failed };
+    Ok((early.unwrap_or(usual), migrations))
 }
 
 /// Notices that nobody is there any more to finish the jobs.
@@ -219,6 +371,10 @@ impl Watchdog {
         if !self.due.is_due() {
             return Ok(());
         }
+        // An instance that is not known here may well go on.
+        let Some(place) = places.first() else {
+            return Ok(());
+        };
         let lives: Vec<Life> = places.iter().map(|place| place.life()).collect();
         if lives.contains(&Life::Responding) {
             self.warned = false;
@@ -229,9 +385,6 @@ impl Watchdog {
             _ => false,
         });
         if !recent && self.began.elapsed() >= PATIENCE {
-            let place = places
-                .first()
-                .ok_or_else(|| Stop::usage("no instance is known"))?;
             return Err(super::control::no_daemon(place));
         }
         if !self.warned {

@@ -1,4 +1,4 @@
-//! `list`: every job there is, without its log, and the drops that are to become jobs.
+//! `list`: every VM there is, without its logs, and the drops that are to become jobs.
 use std::cmp::Reverse;
 use std::time::SystemTime;
 
@@ -8,29 +8,31 @@ use serde_json::{Value, json};
 use crate::args;
 use crate::outcome::{Exit, Result};
 use crate::render::table::{Cell, Flexible, Table};
-use crate::render::{self, Colour, Style, job};
-use crate::view::{self, Job, Shelf, Unclaimed};
+use crate::render::{self, Colour, Style, job, migration};
+use crate::view::migration::Joined;
+use crate::view::{Migration, Place, Role, Scope, Unclaimed};
 
 pub fn run(args: &args::List) -> Result<Exit> {
-    let (shelves, notes) = view::read(view::every(&args.place)?)?;
-    let rows = rows(&shelves, &args.status);
+    let scope = Scope::of(&args.place)?;
+    let joined = scope.read()?;
+    let rows = rows(&joined, &args.status);
     if args.json {
         let values = rows.iter().map(Row::to_json).collect();
         render::print_json(&Value::Array(values))?;
     } else {
         let style = Style::detect();
-        render::print(&table(&rows, shelves.len() > 1, &style))?;
+        render::print(&table(&rows, scope.places.len() > 1, &style))?;
     }
-    render::notes(&notes);
+    render::notes(&joined.notes);
     Ok(Exit::Done)
 }
 
 /// What a line is about.
 #[derive(Debug)]
 enum Row<'a> {
-    Job(&'a Job),
+    Migration(&'a Migration),
     Drop {
-        instance: &'a str,
+        place: &'a Place,
         drop: &'a Unclaimed,
     },
 }
@@ -38,22 +40,30 @@ enum Row<'a> {
 impl Row<'_> {
     fn to_json(&self) -> Value {
         match self {
-            Row::Job(job) => {
-                let mut value = job.to_json();
-                if let Some(fields) = value.as_object_mut() {
-                    fields.remove("log");
+            Row::Migration(migration) => {
+                let mut value = migration.to_json();
+                for part in ["/export", "/conversion", ""] {
+                    let part = value.pointer_mut(part).and_then(Value::as_object_mut);
+                    part.and_then(|fields| fields.remove("log"));
                 }
                 value
             }
-            Row::Drop { instance, drop } => json!({
-                "state": "new", "instance": instance, "drop": drop.name, "reason": drop.reason,
-            }),
+            Row::Drop { place, drop } => {
+                let mut value = json!({
+                    "state": "new", "instance": place.instance,
+                    "drop": drop.name, "reason": drop.reason,
+                });
+                if let (Role::Export, Some(fields)) = (place.role, value.as_object_mut()) {
+                    fields.insert("vm_name".to_owned(), json!(drop.vm));
+                }
+                value
+            }
         }
     }
 
     fn state(&self) -> String {
         match self {
-            Row::Job(job) => job.state(),
+            Row::Migration(migration) => migration.state(),
             Row::Drop { .. } => "new".to_owned(),
         }
     }
@@ -62,24 +72,54 @@ impl Row<'_> {
     fn rank(&self) -> (u8, u64, Reverse<Option<JobId>>) {
         match self {
             Row::Drop { .. } => (2, 0, Reverse(None)),
-            Row::Job(job) if job.is(JobState::Queued) => {
-                (1, job.position.unwrap_or(u64::MAX), Reverse(None))
+            Row::Migration(found) if found.is(JobState::Queued) => {
+                let position = found.current().position;
+                (1, position.unwrap_or(u64::MAX), Reverse(None))
             }
-            Row::Job(job) if job.is_final() => (3, 0, Reverse(Some(job.id()))),
-            Row::Job(_) => (0, 0, Reverse(None)),
+            Row::Migration(found) if found.is_final() => {
+                (3, 0, Reverse(Some(found.current().id())))
+            }
+            Row::Migration(_) => (0, 0, Reverse(None)),
+        }
+    }
+
+    /// VM, state, age, job, detail.
+    fn cells(&self, now: SystemTime) -> Vec<Cell> {
+        match self {
+            Row::Migration(found) => {
+                let state = found.state();
+                vec![
+                    Cell::new(found.vm_name()),
+                    Cell::painted(job::colour(&state), &state),
+                    Cell::new(migration::age(found, now)),
+                    Cell::painted(Colour::Dim, found.current().id().to_string()),
+                    Cell::new(migration::detail(found, now)),
+                ]
+            }
+            Row::Drop { place, drop } => {
+                let name = match place.role {
+                    Role::Convert => &drop.name,
+                    Role::Export => &drop.vm,
+                };
+                let cells = [name.as_str(), "new", "", "", &drop.reason];
+                cells.map(Cell::new).to_vec()
+            }
+        }
+    }
+
+    fn instance(&self) -> &str {
+        match self {
+            Row::Migration(found) => found.instance(),
+            Row::Drop { place, .. } => &place.instance,
         }
     }
 }
 
-fn rows<'a>(shelves: &'a [Shelf], wanted: &[args::Filter]) -> Vec<Row<'a>> {
-    let mut rows = Vec::new();
-    for shelf in shelves {
-        rows.extend(shelf.jobs.iter().map(Row::Job));
-        rows.extend(shelf.drops.iter().map(|drop| Row::Drop {
-            instance: &shelf.place.instance,
-            drop,
-        }));
-    }
+fn rows<'a>(joined: &'a Joined, wanted: &[args::Filter]) -> Vec<Row<'a>> {
+    let migrations = joined.migrations.iter().map(Row::Migration);
+    let drops = joined.drops.iter();
+    let drops = drops.map(|(place, drop)| Row::Drop { place, drop });
+    let mut rows: Vec<Row> = migrations.chain(drops).collect();
     if !wanted.is_empty() {
         rows.retain(|row| wanted.iter().any(|filter| filter.as_str() == row.state()));
     }
@@ -99,31 +139,9 @@ fn table(rows: &[Row], with_instance: bool, style: &Style) -> String {
     let flexible = flexible.map(|(column, narrowest)| Flexible { column, narrowest });
     let mut table = Table::new(header, flexible.collect());
     for row in rows {
-        let (instance, mut cells) = match row {
-            Row::Job(job) => {
-                let state = job.state();
-                let cells = vec![
-                    Cell::new(&job.record().vm_name),
-                    Cell::painted(job::colour(&state), &state),
-                    Cell::new(job::age(job, now)),
-                    Cell::painted(Colour::Dim, job.id().to_string()),
-                    Cell::new(job::detail(job, now)),
-                ];
-                (job.instance.as_str(), cells)
-            }
-            Row::Drop { instance, drop } => {
-                let cells = vec![
-                    Cell::new(&drop.name),
-                    Cell::new("new"),
-                    Cell::new(""),
-                    Cell::new(""),
-                    Cell::new(&drop.reason),
-                ];
-                (*instance, cells)
-            }
-        };
+        let mut cells = row.cells(now);
         if with_instance {
-            cells.insert(0, Cell::new(instance));
+            cells.insert(0, Cell::new(row.instance()));
         }
         table.add(cells);
     }
@@ -139,6 +157,7 @@ mod tests {
 
     use super::*;
     use crate::render::text::width;
+    use crate::view;
 
     #[test]
     fn every_line_fits_into_eighty_columns_with_its_whole_id() {
@@ -163,7 +182,8 @@ mod tests {
             std::fs::write(directories.record(id), text).unwrap();
         }
         let jobs = view::job::read_all(&directories, instance).unwrap().jobs;
-        let rows: Vec<Row> = jobs.iter().map(Row::Job).collect();
+        let found: Vec<Migration> = jobs.iter().cloned().map(Migration::Plain).collect();
+        let rows: Vec<Row> = found.iter().map(Row::Migration).collect();
         assert_eq!(rows.len(), 2);
         for with_instance in [false, true] {
             let text = table(&rows, with_instance, &Style::plain(Some(80)));

@@ -1,5 +1,6 @@
 //! The commands: each reads through `view`, decides, and shows through `render`.
 mod control;
+mod convert;
 mod daemon;
 mod follow;
 mod list;
@@ -13,6 +14,7 @@ use crate::outcome::{Exit, Result};
 /// Runs a command to its exit code.
 pub fn run(command: Command) -> Result<Exit> {
     match command {
+        Command::Convert(args) => convert::run(&args),
         Command::Daemon(args) => daemon::run(&args),
         Command::List(args) => list::run(&args),
         Command::Status(args) => status::run(&args),

@@ -3,16 +3,16 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::follow::{Show, follow};
+use super::follow::{Limits, Show, follow};
 use crate::args;
 use crate::outcome::{Exit, Result, Stop};
-use crate::render::{self, Style, job};
-use crate::view;
+use crate::render::{self, Style, migration};
 use crate::view::find::{Found, search, search_patiently};
+use crate::view::{Migration, Scope};
 
 pub fn run(args: &args::Status) -> Result<Exit> {
-    let places = view::every(&args.place)?;
-    let searched = search_patiently(&places, &args.which)?;
+    let scope = Scope::of(&args.place)?;
+    let searched = search_patiently(&scope, &args.which)?;
     render::notes(&searched.notes);
     for found in &searched.found {
         if let Found::Nothing { vm } = found {
@@ -24,7 +24,12 @@ pub fn run(args: &args::Status) -> Result<Exit> {
         if !args.json {
             announce(&searched.found);
         }
-        let (exit, _) = follow(searched.found, &places, &mut show, args.timeout)?;
+        let (exit, _) = follow(
+            searched.found,
+            &scope,
+            &mut show,
+            &Limits::after(args.timeout),
+        )?;
         return timed_out(exit);
     }
     if args.json {
@@ -48,19 +53,20 @@ pub fn run(args: &args::Status) -> Result<Exit> {
 }
 
 pub fn wait(args: &args::Wait) -> Result<Exit> {
-    let places = view::every(&args.place)?;
-    let searched = search(&places, &args.which)?;
+    let scope = Scope::of(&args.place)?;
+    let searched = search(&scope, &args.which)?;
     render::notes(&searched.notes);
     announce(&searched.found);
-    let (exit, jobs) = follow(searched.found, &places, &mut Show::Nothing, args.timeout)?;
+    let limits = Limits::after(args.timeout);
+    let (exit, found) = follow(searched.found, &scope, &mut Show::Nothing, &limits)?;
     if args.json {
-        render::print_json(&jobs.iter().map(view::Job::to_json).collect())?;
+        render::print_json(&found.iter().map(Migration::to_json).collect())?;
     } else {
         let style = Style::detect();
         let now = SystemTime::now();
-        let ended = jobs.iter().filter(|job| job.is_final());
-        let endings: String = ended.map(|job| job::ending(job, &style, now)).collect();
-        render::print(&endings)?;
+        let ended = found.iter().filter(|found| found.is_final());
+        let endings = ended.map(|found| migration::ending(found, &style, now));
+        render::print(&endings.collect::<String>())?;
     }
     timed_out(exit)
 }
@@ -82,7 +88,7 @@ fn timed_out(exit: Exit) -> Result<Exit> {
 fn announce(found: &[Found]) {
     for found in found {
         match found {
-            Found::Job { .. } => {}
+            Found::Migration(_) => {}
             Found::Drop { drop, vm, .. } => {
                 render::say(&format!("{vm}: no job yet: {}", drop.told()));
             }
@@ -95,7 +101,7 @@ fn announce(found: &[Found]) {
 
 fn to_json(found: &Found) -> Value {
     match found {
-        Found::Job { job, .. } => job.to_json(),
+        Found::Migration(migration) => migration.to_json(),
         Found::Drop {
             place, drop, vm, ..
         } => json!({
@@ -108,10 +114,10 @@ fn to_json(found: &Found) -> Value {
 
 fn block(found: &Found, style: &Style, now: SystemTime) -> String {
     match found {
-        Found::Job { job, .. } => job::block(job, style, now),
+        Found::Migration(found) => migration::block(found, style, now),
         Found::Drop {
             place, drop, vm, ..
-        } => job::block_of_drop(vm, drop, &place.instance, style),
+        } => render::job::block_of_drop(vm, drop, &place.instance, style),
         Found::Nothing { .. } => String::new(),
     }
 }

@@ -1,4 +1,4 @@
-//! One updating line per job on a terminal, while jobs are followed.
+//! One updating line per VM on a terminal, while VMs are followed.
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
@@ -7,9 +7,9 @@ use queue::job::{JobId, JobState};
 
 use super::style::Style;
 use super::text::{clean, pad};
-use super::{job, quantity};
+use super::{job, migration, quantity};
 use crate::outcome::{Result, Stop};
-use crate::view::Job;
+use crate::view::{Job, Migration};
 
 const NAME_COLUMNS: usize = 20;
 const BAR_COLUMNS: usize = 20;
@@ -31,21 +31,21 @@ impl Bars {
         }
     }
 
-    /// Redraws the line of a job.
-    pub fn show(&mut self, job: &Job, now: SystemTime) -> Result<()> {
-        if !self.bars.contains_key(&job.id()) {
+    /// Redraws the line of a VM.
+    pub fn show(&mut self, found: &Migration, now: SystemTime) -> Result<()> {
+        if !self.bars.contains_key(&found.id()) {
             let template = ProgressStyle::with_template("{msg}")
                 .map_err(|error| Stop::new(crate::outcome::Exit::Failed, error.to_string()))?;
             let bar = self.all.add(ProgressBar::new(1).with_style(template));
-            self.bars.insert(job.id(), bar);
+            self.bars.insert(found.id(), bar);
         }
-        if let Some(bar) = self.bars.get(&job.id()) {
-            bar.set_message(self.line(job, now));
+        if let Some(bar) = self.bars.get(&found.id()) {
+            bar.set_message(self.line(found, now));
         }
         Ok(())
     }
 
-    /// Takes a job's line away and leaves text above the others in its place.
+    /// Takes a VM's line away and leaves text above the others in its place.
     pub fn end(&mut self, id: JobId, text: &str) -> Result<()> {
         if let Some(bar) = self.bars.remove(&id) {
             bar.finish_and_clear();
@@ -58,18 +58,25 @@ impl Bars {
         self.all.suspend(|| super::print(text))
     }
 
-    fn line(&self, job: &Job, now: SystemTime) -> String {
+    /// Takes all lines away.
+    pub fn clear(&self) -> Result<()> {
+        let fail = |error: std::io::Error| Stop::from_output(&error);
+        self.all.clear().map_err(fail)
+    }
+
+    fn line(&self, found: &Migration, now: SystemTime) -> String {
+        let job = found.current();
         if !job.is(JobState::Processing) {
-            return self.cut(&job::line(job, now));
+            return self.cut(&migration::line(found, now));
         }
-        let name = self.style.fit(&clean(&job.record().vm_name), NAME_COLUMNS);
+        let name = self.style.fit(&clean(found.vm_name()), NAME_COLUMNS);
         let several = self.bars.len() > 1;
         let name = pad(&name, if several { NAME_COLUMNS } else { 0 });
         let bar = self.style.bar(job.percent(), BAR_COLUMNS);
         let columns = self.style.columns.unwrap_or(80);
         let percent = format!("{:>3.0}%", job.percent().floor());
         let taken = super::text::width(&name) + BAR_COLUMNS + percent.len() + 3;
-        let rest = format!("{}  {}", clean(&job.phase()), facts(job));
+        let rest = format!("{}  {}", clean(&migration::activity(found)), facts(job));
         let room = columns.saturating_sub(taken + 1);
         format!("{name} {bar} {percent} {}", self.style.fit(&rest, room))
     }

@@ -2,7 +2,7 @@
 use std::time::{Duration, SystemTime};
 
 use queue::job::record::parse_timestamp;
-use queue::job::{DefineState, Definition, DiskRecord, JobState, Progress, Record};
+use queue::job::{DefineState, Definition, DiskRecord, JobId, JobState, Progress, Record};
 
 use super::fields::Fields;
 use super::quantity;
@@ -57,7 +57,7 @@ pub fn age(job: &Job, now: SystemTime) -> String {
 
 /// Place in the queue and urgency, or what has to come before: a missing file, the next try of a
 /// job that failed for the moment.
-fn waiting(job: &Job, now: SystemTime) -> String {
+pub(super) fn waiting(job: &Job, now: SystemTime) -> String {
     if let Some(name) = job.record().waits_for.first() {
         return format!("waits for {name}");
     }
@@ -112,17 +112,26 @@ pub fn progress(record: &Record) -> String {
 
 /// Everything about one job.
 pub fn block(job: &Job, style: &Style, now: SystemTime) -> String {
-    let record = job.record();
     let state = job.state();
-    let colour = colour(&state);
-    let title = format!(
-        "{} {} ({})\n",
-        style.paint(colour, style.glyph("●", "*")),
-        style.paint(Colour::Bold, &clean(&record.vm_name)),
-        job.id()
-    );
     let mut fields = Fields::default();
-    fields.add_painted("State", &style.paint(colour, &clean(&headline(job, now))));
+    let headline = style.paint(colour(&state), &clean(&headline(job, now)));
+    fields.add_painted("State", &headline);
+    add_facts(&mut fields, job, style, now);
+    title(&job.record().vm_name, &state, job.id(), style) + &fields.into_text()
+}
+
+/// The first line of a block.
+pub(super) fn title(vm: &str, state: &str, id: JobId, style: &Style) -> String {
+    format!(
+        "{} {} ({id})\n",
+        style.paint(colour(state), style.glyph("●", "*")),
+        style.paint(Colour::Bold, &clean(vm)),
+    )
+}
+
+/// What the record says behind the state.
+pub(super) fn add_facts(fields: &mut Fields, job: &Job, style: &Style, now: SystemTime) {
+    let record = job.record();
     if job.is(JobState::Processing) {
         let bar = style.bar(job.percent(), BAR_COLUMNS);
         fields.add_painted("Progress", &format!("{bar} {:.0}%", job.percent().floor()));
@@ -179,7 +188,6 @@ pub fn block(job: &Job, style: &Style, now: SystemTime) -> String {
     let found = found.map(|it| format!("{}: {}", it.code.as_str(), it.text));
     fields.add_all("Guest", found);
     fields.add_all("Notes", record.notes.iter().cloned());
-    title + &fields.into_text()
 }
 
 /// The state with what belongs to it.
@@ -203,7 +211,7 @@ fn headline(job: &Job, now: SystemTime) -> String {
 }
 
 /// How long the job was worked on.
-fn took(record: &Record) -> Option<String> {
+pub(super) fn took(record: &Record) -> Option<String> {
     let finished = record.finished_at.as_deref()?;
     let started = record.started_at.as_deref().unwrap_or(&record.created_at);
     quantity::between(started, finished).map(quantity::duration)
@@ -251,7 +259,12 @@ fn definition(told: &Definition) -> String {
 
 /// One line while the job is not done: `web-01: processing, convert 47% (1.2 GiB of 2.5 GiB)`.
 pub fn line(job: &Job, now: SystemTime) -> String {
-    let mut text = format!("{}: {}", job.record().vm_name, headline(job, now));
+    line_of(&job.record().vm_name, &headline(job, now), job)
+}
+
+/// The same under another headline.
+pub(super) fn line_of(vm: &str, headline: &str, job: &Job) -> String {
+    let mut text = format!("{vm}: {headline}");
     if job.is(JobState::Processing) {
         text.push_str(&format!(" {:.0}%", job.percent().floor()));
         let progress = progress(job.record());
@@ -266,6 +279,11 @@ pub fn line(job: &Job, now: SystemTime) -> String {
 
 /// How a job ended: the result's path, or the cause and the remedy.
 pub fn ending(job: &Job, style: &Style, now: SystemTime) -> String {
+    ending_of(&job.record().vm_name, &headline(job, now), job, style)
+}
+
+/// The same under another headline.
+pub(super) fn ending_of(vm: &str, headline: &str, job: &Job, style: &Style) -> String {
     let record = job.record();
     let mark = if job.is(JobState::Completed) {
         style.glyph("✔", "+")
@@ -275,8 +293,8 @@ pub fn ending(job: &Job, style: &Style, now: SystemTime) -> String {
     let mut text = format!(
         "{} {}: {}",
         style.paint(colour(&job.state()), mark),
-        style.paint(Colour::Bold, &clean(&record.vm_name)),
-        clean(&headline(job, now)),
+        style.paint(Colour::Bold, &clean(vm)),
+        clean(headline),
     );
     match job.cause() {
         Some(cause) if !job.is(JobState::Completed) => {

@@ -5,6 +5,7 @@ pub mod bars;
 pub mod daemon;
 pub mod fields;
 pub mod job;
+pub mod migration;
 pub mod quantity;
 pub mod style;
 pub mod table;

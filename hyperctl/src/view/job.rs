@@ -146,23 +146,38 @@ pub struct Jobs {
 
 /// Reads every record in one pass and numbers the queue.
 pub fn read_all(directories: &Directories, instance: &str) -> Result<Jobs> {
-    let records = directories.records();
     let mut read = Jobs::default();
-    for (name, _) in super::entries(&records)? {
-        let Some(id) = name
-            .strip_suffix(".json")
-            .and_then(|stem| stem.parse::<JobId>().ok())
-        else {
-            continue;
-        };
+    for id in ids(directories)? {
         match read_one(directories, instance, id) {
             Ok(job) => read.jobs.extend(job.map(Job::without_log)),
             Err(error) => read.skipped.push(describe(&error)),
         }
     }
-    read.jobs.sort_by_key(Job::id);
     number(&mut read.jobs);
     Ok(read)
+}
+
+/// The jobs that have a record, oldest first.
+fn ids(directories: &Directories) -> Result<Vec<JobId>> {
+    let entries = super::entries(&directories.records())?;
+    let ids = entries.iter().filter_map(|(name, _)| {
+        let stem = name.strip_suffix(".json")?;
+        stem.parse::<JobId>().ok()
+    });
+    let mut ids: Vec<JobId> = ids.collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Reads the newest record that is meant; those that cannot be read are not.
+pub fn newest(
+    directories: &Directories,
+    instance: &str,
+    is_meant: impl Fn(&Job) -> bool,
+) -> Result<Option<Job>> {
+    let ids = ids(directories)?;
+    let read = |id: &JobId| read_one(directories, instance, *id).ok().flatten();
+    Ok(ids.iter().rev().filter_map(read).find(is_meant))
 }
 
 /// Reads one record, without its queue position; `None` if there is none.

@@ -1,10 +1,12 @@
-//! What the daemons' files say: heartbeats, records and drops of one or several instances.
+//! What the daemons' files say: heartbeats, records and drops of instances and the export service.
 //!
 //! Only reads. Nothing here is trusted: files are bounded, broken ones are skipped with a note.
+mod drops;
 mod file;
 pub mod find;
 pub mod heartbeat;
 pub mod job;
+pub mod migration;
 pub mod refusal;
 mod select;
 pub mod systemd;
@@ -12,30 +14,55 @@ pub mod systemd;
 use std::path::Path;
 use std::time::SystemTime;
 
-use queue::arrival::candidate::{self, Class};
-use queue::arrival::pieces::{self, Scope};
-use queue::arrival::whole;
 use queue::error::{Error, Result};
 use queue::instance::Directories;
 use queue::job::{JobId, JobState};
 
+pub use drops::Unclaimed;
 pub use heartbeat::{Heartbeat, Life};
 pub use job::Job;
-pub use select::{chosen, every};
+pub use migration::Migration;
+pub use select::{Scope, chosen, daemons, export_service};
+
+/// What a daemon does with what is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// An instance: disks in, qcow2 out.
+    Convert,
+    /// The export service: requests in, job directories in an instance's queue out.
+    Export,
+}
 
 /// Where one daemon keeps its files.
 #[derive(Debug, Clone)]
 pub struct Place {
+    /// The instance's name, or the export service's.
     pub instance: String,
+    pub role: Role,
     pub directories: Directories,
     /// The systemd unit; none when the directories were given by hand.
     pub service: Option<String>,
 }
 
 impl Place {
+    /// Whether a daemon was ever started there.
+    pub fn exists(&self) -> bool {
+        self.directories.queue.exists() || self.directories.output.exists()
+    }
+
     /// Every record without its log, with the notes of what could not be read.
     pub fn jobs(&self) -> Result<job::Jobs> {
         job::read_all(&self.directories, &self.instance)
+    }
+
+    /// The newest job that is meant, without its queue position.
+    pub fn newest(&self, is_meant: impl Fn(&Job) -> bool) -> Result<Option<Job>> {
+        job::newest(&self.directories, &self.instance, is_meant)
+    }
+
+    /// The newest job that came of a drop of this name, without its queue position.
+    pub fn job_of_drop(&self, drop: &str) -> Result<Option<Job>> {
+        self.newest(|job| job.record().drop == drop)
     }
 
     /// One record, with its queue position only if `numbered`: that takes reading all.
@@ -66,74 +93,6 @@ impl Place {
             Err(_) => Life::Timeless,
         }
     }
-
-    /// What was dropped and is not claimed yet, sorted by name.
-    pub fn drops(&self) -> Result<Vec<Unclaimed>> {
-        let mut drops = Vec::new();
-        let life = self.life();
-        for (name, is_directory) in entries(&self.directories.queue)? {
-            // Without a look inside: a name that says it is an extent belongs to another drop.
-            let is_candidate = candidate::classify(&name).is_some();
-            let is_drop = is_directory || is_candidate && !candidate::is_extent(&name, &[]);
-            if is_drop && !candidate::is_ignored(&name) {
-                let reason = self.reason(&name, life);
-                drops.push(Unclaimed { name, reason });
-            }
-        }
-        drops.sort();
-        Ok(drops)
-    }
-
-    /// Why a drop is not claimed yet: a silent daemon, or a file that it names and that is missing.
-    fn reason(&self, name: &str, life: Life) -> String {
-        if life != Life::Responding {
-            return "waits: the daemon is not running".to_owned();
-        }
-        let queue = &self.directories.queue;
-        let path = queue.join(name);
-        if name.contains(char::REPLACEMENT_CHARACTER) {
-            return "has a name that is not UTF-8: rename it".to_owned();
-        }
-        if candidate::classify(name) == Some(Class::Manifest) && !whole::is_complete_json(&path) {
-            return "is not complete JSON".to_owned();
-        }
-        if path.is_dir() && !path.join("manifest.json").exists() {
-            return "is a directory without a manifest.json".to_owned();
-        }
-        if !path.is_dir() && whole::is_complete(&path).is_ok_and(|complete| !complete) {
-            return "is not complete yet".to_owned();
-        }
-        let scope = Scope {
-            base: queue,
-            queue,
-            output: &self.directories.output,
-        };
-        let pieces = scope.pieces(name).unwrap_or_default().names;
-        let is_missing = |piece: &&String| std::fs::symlink_metadata(queue.join(piece)).is_err();
-        let head = pieces::head(&path, candidate::HEAD_BYTES).unwrap_or_default();
-        pieces.iter().find(is_missing).map_or_else(
-            || match candidate::is_companion(name, &head) {
-                true => "waits a while for a file that names it".to_owned(),
-                false => "is not claimed yet".to_owned(),
-            },
-            |missing| format!("names {missing:?}, which is not there"),
-        )
-    }
-}
-
-/// A drop that is not claimed yet.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Unclaimed {
-    pub name: String,
-    /// What it waits for, as a sentence without its subject.
-    pub reason: String,
-}
-
-impl Unclaimed {
-    /// The drop and what it waits for, as one sentence.
-    pub fn told(&self) -> String {
-        format!("{} {}", self.name, self.reason)
-    }
 }
 
 /// One instance's records and drops.
@@ -146,11 +105,18 @@ pub struct Shelf {
 }
 
 /// Reads everything in these places; the second list says what could not be read.
-pub fn read(places: Vec<Place>) -> Result<(Vec<Shelf>, Vec<String>)> {
+pub fn read(places: &[Place]) -> Result<(Vec<Shelf>, Vec<String>)> {
     let mut shelves = Vec::with_capacity(places.len());
     let mut notes = Vec::new();
     for place in places {
-        let read = place.jobs()?;
+        let read = match place.jobs() {
+            // Who may read an instance's results need not be one who may read what is exported.
+            Err(error) if place.role == Role::Export => {
+                notes.push(job::describe(&error));
+                continue;
+            }
+            read => read?,
+        };
         notes.extend(read.skipped);
         // The queue may be closed to those who may read results.
         let drops = place.drops().unwrap_or_else(|error| {
@@ -158,7 +124,7 @@ pub fn read(places: Vec<Place>) -> Result<(Vec<Shelf>, Vec<String>)> {
             Vec::new()
         });
         shelves.push(Shelf {
-            place,
+            place: place.clone(),
             jobs: read.jobs,
             drops,
         });

@@ -1,14 +1,80 @@
-//! Which daemons a command is about: one by name or directories, or every instance there is.
+//! Which daemons a command is about: one by name or directories, or every one that there is.
 use std::path::PathBuf;
 
+use queue::instance::exports::{self, ExportsConfig};
 use queue::instance::{self, Config, DEFAULT, Instance};
+use queue::job::name::EXPORT_SERVICE;
 
-use super::{Heartbeat, Place};
+use super::migration::{self, Joined};
+use super::{Heartbeat, Migration, Place, Role};
 use crate::args;
 use crate::outcome::{Result, Stop};
 
-/// The instances to read: the one that was named, else every one that is known.
-pub fn every(typed: &args::Place) -> Result<Vec<Place>> {
+/// What a command about jobs looks at: the instances it is about, and the export service, whose
+/// records say where a VM comes from.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    pub places: Vec<Place>,
+    /// The one that was named.
+    instance: Option<String>,
+}
+
+impl Scope {
+    pub fn of(typed: &args::Place) -> Result<Self> {
+        let names_exports = typed.instance.as_deref() == Some(EXPORT_SERVICE);
+        let mut places = match names_exports && typed.watch_dir.is_none() {
+            true => daemons(&args::Place::default())?,
+            false => daemons(typed)?,
+        };
+        let by_name = typed.watch_dir.is_none() && typed.instance.is_some();
+        if by_name && !names_exports {
+            places.extend(export_service_if_there()?);
+        }
+        Ok(Self {
+            places,
+            instance: typed.instance.clone(),
+        })
+    }
+
+    /// One instance and the export service.
+    pub fn of_export(exports: &Place, target: &Place) -> Self {
+        Self {
+            places: vec![target.clone(), exports.clone()],
+            instance: None,
+        }
+    }
+
+    pub fn place(&self, instance: &str) -> Option<&Place> {
+        self.places.iter().find(|place| place.instance == instance)
+    }
+
+    /// Where VMs come from, if it is looked at.
+    pub fn export_service(&self) -> Option<&Place> {
+        self.places.iter().find(|place| place.role == Role::Export)
+    }
+
+    /// Whether it is of the instance that was named. Where an export goes that has not got there
+    /// is not known.
+    pub fn wants(&self, migration: &Migration) -> bool {
+        match self.instance.as_deref() {
+            None => true,
+            Some(EXPORT_SERVICE) => migration.export().is_some(),
+            Some(name) => [name, EXPORT_SERVICE].contains(&migration.instance()),
+        }
+    }
+
+    /// Everything that is wanted.
+    pub fn read(&self) -> Result<Joined> {
+        let (shelves, notes) = super::read(&self.places)?;
+        let mut joined = migration::join(shelves);
+        joined.migrations.retain(|migration| self.wants(migration));
+        joined.notes = notes;
+        Ok(joined)
+    }
+}
+
+/// The daemons to look at: the one that was named, else every one that is known.
+pub fn daemons(typed: &args::Place) -> Result<Vec<Place>> {
     if typed.instance.is_some() || typed.watch_dir.is_some() {
         return Ok(vec![chosen(typed)?]);
     }
@@ -16,10 +82,15 @@ pub fn every(typed: &args::Place) -> Result<Vec<Place>> {
     if names.is_empty() {
         names.push(DEFAULT.to_owned());
     }
-    names.iter().map(|name| load(name)).collect()
+    let mut places = names
+        .iter()
+        .map(|name| load(name))
+        .collect::<Result<Vec<_>>>()?;
+    places.extend(export_service_if_there()?);
+    Ok(places)
 }
 
-/// The one instance to steer: the one that was named, else the default.
+/// The one daemon to steer: the one that was named, else the default instance's.
 pub fn chosen(typed: &args::Place) -> Result<Place> {
     if let (Some(queue), Some(output)) = (&typed.watch_dir, &typed.output_dir) {
         return by_directories(typed.instance.as_deref(), queue.clone(), output.clone());
@@ -27,11 +98,11 @@ pub fn chosen(typed: &args::Place) -> Result<Place> {
     let Some(name) = &typed.instance else {
         return load(DEFAULT);
     };
+    if name == EXPORT_SERVICE {
+        return export_service();
+    }
     let place = load(name)?;
-    let exists = name == DEFAULT
-        || instance::config_path(name).exists()
-        || place.directories.queue.exists()
-        || place.directories.output.exists();
+    let exists = name == DEFAULT || instance::config_path(name).exists() || place.exists();
     if exists {
         return Ok(place);
     }
@@ -43,9 +114,27 @@ pub fn chosen(typed: &args::Place) -> Result<Place> {
     .with_remedy("`hyperctl daemon list` shows the instances"))
 }
 
+/// The export service, whether it was ever started here or not.
+pub fn export_service() -> Result<Place> {
+    let instance = ExportsConfig::load(&exports::config_path())?.instance();
+    Ok(Place {
+        instance: instance.name,
+        role: Role::Export,
+        directories: instance.directories,
+        service: Some(format!("{EXPORT_SERVICE}.service")),
+    })
+}
+
+fn export_service_if_there() -> Result<Option<Place>> {
+    let place = export_service()?;
+    let exists = exports::config_path().exists() || place.exists();
+    Ok(exists.then_some(place))
+}
+
 fn load(name: &str) -> Result<Place> {
     let instance = Instance::load(name)?;
     Ok(Place {
+        role: Role::Convert,
         service: Some(instance.service()),
         instance: instance.name,
         directories: instance.directories,
@@ -66,19 +155,25 @@ fn by_directories(name: Option<&str>, queue: PathBuf, output: PathBuf) -> Result
         ..Config::default()
     };
     let directories = Instance::with_config(DEFAULT, config).directories;
+    let is_name = |name: &str| name == EXPORT_SERVICE || instance::check_name(name).is_ok();
     let said = || {
         let heartbeat = Heartbeat::read(&directories).ok().flatten()?;
         let name = heartbeat.status().instance.clone();
-        instance::check_name(&name).is_ok().then_some(name)
+        is_name(&name).then_some(name)
     };
     let name = match name {
-        Some(name) => {
+        Some(name) if !is_name(name) => {
             instance::check_name(name)?;
             name.to_owned()
         }
+        Some(name) => name.to_owned(),
         None => said().unwrap_or_else(|| DEFAULT.to_owned()),
     };
     Ok(Place {
+        role: match name == EXPORT_SERVICE {
+            true => Role::Export,
+            false => Role::Convert,
+        },
         instance: name,
         directories,
         service: None,

@@ -7,9 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use queue::durable::HostVolume;
 use queue::error::{Error, ErrorKind};
-use queue::instance::{Directories, Instance};
+use queue::instance::{CONFIG_DIR_VARIABLE, Directories, Instance};
 use queue::job::record::timestamp;
-use queue::job::{DiskRecord, Failure, JobId, JobState, Phase, Progress, Record, Request, Status};
+use queue::job::{
+    Delivery, DiskRecord, ExportRequest, Failure, JobId, JobState, Phase, Progress, Record,
+    Request, Status,
+};
 use queue::spool::{Policy, Spool};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -133,6 +136,100 @@ impl Fixture {
             stop,
             thread: Some(thread),
         }
+    }
+}
+
+/// An instance and the export service, found by their configuration files.
+pub struct Both {
+    config: TempDir,
+    pub exports: Fixture,
+    pub instance: Fixture,
+}
+
+impl Both {
+    /// With the heartbeats of this moment.
+    pub fn running() -> Self {
+        let both = Self::new();
+        both.exports.beat(|_| {});
+        both.instance.beat(|_| {});
+        both
+    }
+
+    pub fn new() -> Self {
+        let config = tempfile::tempdir().unwrap();
+        let (exports, instance) = (Fixture::named("hypervisord"), Fixture::new());
+        let of = exports.directories();
+        let text = format!(
+            "requests_dir = {:?}\noutput_dir = {:?}\n\
+             [server.\"vc.example.com\"]\nprovider = \"vsphere\"\nusername = \"u\"\n\
+             [server.esx]\nprovider = \"vsphere\"\nusername = \"u\"\naddress = \"10.0.0.7\"\n\
+             [server.disks]\nprovider = \"local\"\nroots = [\"/srv\"]\n",
+            of.queue, of.output
+        );
+        std::fs::write(config.path().join("hypervisord.toml"), text).unwrap();
+        let of = instance.directories();
+        let text = format!("watch_dir = {:?}\noutput_dir = {:?}\n", of.queue, of.output);
+        std::fs::write(config.path().join("hyper2kvm.toml"), text).unwrap();
+        Self {
+            config,
+            exports,
+            instance,
+        }
+    }
+
+    pub fn command(&self, args: &str) -> Command {
+        let mut command = program();
+        command.env(CONFIG_DIR_VARIABLE, self.config.path());
+        command.args(args.split_whitespace());
+        command
+    }
+
+    pub fn run(&self, args: &str) -> Ran {
+        self.command(args).output().unwrap().into()
+    }
+
+    /// The record of an export; of a completed one, delivered to the instance.
+    pub fn export(&self, vm: &str, state: JobState) -> Record {
+        let mut export = record(vm, state);
+        export.drop = format!("{vm}.json");
+        export.phase = Phase::Export;
+        export.outputs.clear();
+        if state == JobState::Completed {
+            export.delivered = Some(Delivery {
+                instance: "default".into(),
+                queue: self.instance.directories().queue.clone(),
+                drop: export.job_id.to_string(),
+            });
+        }
+        export
+    }
+
+    /// An export that is completed, and the conversion of what it delivered.
+    pub fn add(&self, vm: &str, state: JobState) -> (JobId, JobId) {
+        let export = self.exports.save(&self.export(vm, JobState::Completed));
+        let mut conversion = record(vm, state);
+        conversion.drop = export.to_string();
+        (export, self.instance.save(&conversion))
+    }
+
+    /// The requests that lie in the export service's spool.
+    pub fn requests(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.exports.directories().queue).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths
+            .filter(|path| !path.file_name().unwrap().to_string_lossy().starts_with('.'))
+            .collect()
+    }
+
+    /// Takes the one request that comes, as the export service does: its job, and what it asks.
+    pub fn claim(&self) -> (Record, ExportRequest) {
+        let path = until(|| self.requests().pop());
+        let request = ExportRequest::parse(&std::fs::read(&path).unwrap()).unwrap();
+        let mut export = self.export(request.vm_name().as_str(), JobState::Processing);
+        export.drop = path.file_name().unwrap().to_str().unwrap().to_owned();
+        std::fs::remove_file(path).unwrap();
+        self.exports.save(&export);
+        (export, request)
     }
 }
 

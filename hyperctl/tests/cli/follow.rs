@@ -10,28 +10,27 @@ use serde_json::Value;
 use crate::fixture::{Fixture, Ran, change, failure, record};
 
 /// hyperctl in the background, its output read line by line.
-struct Running {
-    child: Child,
+pub struct Running {
+    pub child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Running {
     fn start(fixture: &Fixture, args: &str) -> Self {
-        let mut child = fixture
-            .command(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        Self::of(fixture.command(args).stderr(Stdio::null()))
+    }
+
+    pub fn of(command: &mut std::process::Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
     }
 
-    fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         self.lines.next().unwrap().unwrap()
     }
 
-    fn end(mut self) -> (i32, Vec<String>) {
+    pub fn end(mut self) -> (i32, Vec<String>) {
         let rest = self.lines.map(Result::unwrap).collect();
         (self.child.wait().unwrap().code().unwrap(), rest)
     }

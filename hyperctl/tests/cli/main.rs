@@ -5,7 +5,9 @@
     clippy::panic,
     clippy::indexing_slicing
 )]
+mod convert;
 mod daemon;
+mod exports;
 mod fixture;
 mod follow;
 mod read;

@@ -375,8 +375,8 @@ fn help_is_complete() {
     let top = help(&["--help"]);
     assert_eq!(top.code, 0);
     for command in [
-        "daemon", "list", "status", "logs", "stats", "wait", "pause", "resume", "drain", "cancel",
-        "retry", "priority",
+        "convert", "daemon", "list", "status", "logs", "stats", "wait", "pause", "resume", "drain",
+        "cancel", "retry", "priority",
     ] {
         assert!(
             top.out.contains(&format!("\n  {command} ")),

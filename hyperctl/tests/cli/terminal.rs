@@ -9,7 +9,7 @@ use queue::job::{JobState, Record};
 use crate::fixture::{Fixture, change, record};
 
 /// Starts a command on a terminal of this many columns.
-fn start(command: &mut Command, columns: u16) -> (Child, File) {
+pub fn start(command: &mut Command, columns: u16) -> (Child, File) {
     let size = Winsize {
         ws_row: 24,
         ws_col: columns,
@@ -29,7 +29,7 @@ fn start(command: &mut Command, columns: u16) -> (Child, File) {
 }
 
 /// All that was written until the command ended; reading then fails with EIO.
-fn rest(mut master: File) -> String {
+pub fn rest(mut master: File) -> String {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = master.read(&mut buffer) {

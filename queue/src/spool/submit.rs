@@ -1,11 +1,12 @@
-//! Submit: what a producer does. Stage in `.incoming/<job>/`, fsync, one rename.
+//! Submit: what a producer does. Stage in `.incoming/<job>/`, fsync, one rename; a request is one
+//! file.
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::durable::{self, HostVolume, Volume};
 use crate::error::{Error, Result};
 use crate::instance::Directories;
-use crate::job::JobId;
+use crate::job::{ExportRequest, JobId};
 
 use super::SHARED_MODE;
 
@@ -43,6 +44,33 @@ pub fn stage_on(volume: Arc<dyn Volume>, directories: &Directories) -> Result<Su
         directory,
         published: false,
     })
+}
+
+/// Drops a request into the export service with these directories; returns its name there.
+pub fn request(directories: &Directories, request: &ExportRequest) -> Result<String> {
+    request_on(&HostVolume, directories, request)
+}
+
+/// The same on any volume.
+pub fn request_on(
+    volume: &dyn Volume,
+    directories: &Directories,
+    request: &ExportRequest,
+) -> Result<String> {
+    let queue = &directories.queue;
+    if volume.stat(queue)?.is_none() {
+        return Err(Error::invalid(format!(
+            "{} is not the export service's spool",
+            queue.display()
+        ))
+        .with_remedy("start hypervisord once, or check requests_dir in hypervisord.toml"));
+    }
+    let bytes = super::memory::to_json(request)?;
+    // What the service would refuse is refused here already.
+    ExportRequest::parse(&bytes)?;
+    let name = format!("{}.{}.json", request.vm_name(), JobId::new());
+    durable::replace(volume, &queue.join(&name), &bytes)?;
+    Ok(name)
 }
 
 impl Submission {

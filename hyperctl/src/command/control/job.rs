@@ -1,4 +1,5 @@
 //! Requests about jobs: `cancel`, `retry`, `priority`, `import`.
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use queue::job::{DefineState, JobId, JobState, Priority, Request};
@@ -10,7 +11,7 @@ use crate::args;
 use crate::outcome::{Exit, Result, Stop};
 use crate::render::text::clean;
 use crate::render::{self, Style, job};
-use crate::view::{self, Job, Place, find};
+use crate::view::{self, Job, Migration, Place, Role, Scope};
 
 pub fn cancel(args: &args::Cancel) -> Result<Exit> {
     let which = (args.which.job, args.which.vm.as_deref());
@@ -93,8 +94,9 @@ pub fn retry(args: &args::Retry) -> Result<Exit> {
         return retry_all(args);
     }
     let which = (args.job, args.vm.as_deref());
-    let (place, before) = target(&args.place, which, |_| true)?;
-    if !before.is_final() || before.is(JobState::Completed) {
+    let has_failed = |job: &Job| job.is_final() && !job.is(JobState::Completed);
+    let (place, before) = target(&args.place, which, has_failed)?;
+    if !has_failed(&before) {
         return Err(refuse(&before, "only a failed job is tried again"));
     }
     let id = before.id();
@@ -155,26 +157,18 @@ fn was_tried_again(before: &Job, now: &Job) -> bool {
         || new.finished_at != old.finished_at
 }
 
-/// The job that is meant: by id, or the newest of a VM, an unfinished one first.
+/// The job that is meant: by id, or of the newest of a VM's ways, one that fits first.
 fn target(
     typed: &args::Place,
     (id, vm): (Option<JobId>, Option<&str>),
     fits: impl Fn(&Job) -> bool,
 ) -> Result<(Place, Job)> {
-    let places = view::every(typed)?;
-    let mut matches = Vec::new();
-    for place in places {
-        let found = match (id, vm) {
-            (Some(id), _) => place.job(id, false)?,
-            (None, Some(vm)) => {
-                let jobs = place.jobs()?.jobs;
-                let fitting = jobs.iter().filter(|job| fits(job)).cloned().collect();
-                find::newest(fitting, vm, None).or_else(|| find::newest(jobs, vm, None))
-            }
-            (None, None) => None,
-        };
-        matches.extend(found.map(|job| (place, job)));
-    }
+    let scope = Scope::of(typed)?;
+    let mut matches = match (id, vm) {
+        (Some(id), _) => by_id(&scope, id)?,
+        (None, Some(vm)) => by_name(&scope, vm, &fits)?,
+        (None, None) => return Err(Stop::usage("name a job with --vm or --job")),
+    };
     // A finished job of the same name elsewhere is not in the way.
     if matches.iter().any(|(_, job)| fits(job)) {
         matches.retain(|(_, job)| fits(job));
@@ -191,16 +185,62 @@ fn target(
             Err(Stop::usage(message).with_remedy("choose one with --instance"))
         }
         (None, _) => Err(match (id, vm) {
-            (None, Some(vm)) => nothing(vm),
             (Some(id), _) => Stop::usage(format!("there is no {id}"))
                 .with_remedy("`hyperctl list` shows the jobs"),
-            (None, None) => Stop::usage("name a job with --vm or --job"),
+            (None, vm) => nothing(vm.unwrap_or_default()),
         }),
     }
 }
 
+fn by_id(scope: &Scope, id: JobId) -> Result<Vec<(Place, Job)>> {
+    let mut matches = Vec::new();
+    for place in &scope.places {
+        let read = match place.job(id, false) {
+            Err(_) if place.role == Role::Export => None,
+            read => read?,
+        };
+        matches.extend(read.map(|job| (place.clone(), job)));
+    }
+    Ok(matches)
+}
+
+/// One job for each instance in which the VM is: of the newest way on which one fits.
+fn by_name(scope: &Scope, vm: &str, fits: &impl Fn(&Job) -> bool) -> Result<Vec<(Place, Job)>> {
+    let joined = scope.read()?;
+    render::notes(&joined.notes);
+    // An export that is completed has handed its VM on: only the conversion can be meant. While
+    // both are at work the export is, without which the other has nothing to do.
+    let part = |found: &Migration| -> Option<Job> {
+        let export = found.export().filter(|job| !job.is(JobState::Completed));
+        let mut parts = export.into_iter().chain(found.conversion());
+        parts.find(|job| fits(job)).cloned()
+    };
+    let mut newest: BTreeMap<String, (bool, JobId, Job)> = BTreeMap::new();
+    for found in joined.migrations.iter().filter(|found| found.is_of(vm)) {
+        let fitting = part(found);
+        let key = (fitting.is_some(), found.id());
+        let job = fitting.unwrap_or_else(|| found.current().clone());
+        let instance = found.instance().to_owned();
+        match newest.get(&instance) {
+            Some((fits, id, _)) if (*fits, *id) > key => {}
+            _ => {
+                newest.insert(instance, (key.0, key.1, job));
+            }
+        }
+    }
+    let jobs = newest.into_values().map(|(.., job)| job);
+    let placed = jobs.filter_map(|job| Some((scope.place(&job.instance)?.clone(), job)));
+    Ok(placed.collect())
+}
+
 fn refuse(job: &Job, why: &str) -> Stop {
     let (vm, state) = (&job.record().vm_name, job.state());
+    if let Some(delivered) = &job.record().delivered {
+        let (id, instance) = (job.id(), &delivered.instance);
+        let message = format!("{vm} ({id}) is exported and handed over to {instance}: {why}");
+        let remedy = format!("`hyperctl status --job {id}` shows its conversion");
+        return Stop::new(Exit::Failed, message).with_remedy(remedy);
+    }
     Stop::new(
         Exit::Failed,
         format!("{vm} ({}) is {state}: {why}", job.id()),

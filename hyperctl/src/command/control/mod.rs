@@ -15,7 +15,7 @@ use crate::args;
 use crate::outcome::{Exit, Result, Stop};
 use crate::render::daemon::{life_reason, life_word};
 use crate::render::{self, Style, text};
-use crate::view::{self, Heartbeat, Life, Place, refusal};
+use crate::view::{self, Heartbeat, Life, Place, Role, refusal};
 use crate::watch::{self, Deadline, Every};
 
 pub fn pause(args: &args::Control) -> Result<Exit> {
@@ -163,19 +163,21 @@ impl<'a> Asked<'a> {
 /// Nobody is there to do it: how it is known, and how the daemon is started.
 pub fn no_daemon(place: &Place) -> Stop {
     let life = place.life();
-    let message = format!(
-        "the daemon of {} is {} ({})",
-        place.instance,
-        life_word(life),
-        life_reason(life)
-    );
-    let start = match &place.service {
-        Some(service) => format!("systemctl start {service}"),
-        None => format!(
-            "hyper2kvm daemon --watch-dir {} --output-dir {}",
-            place.directories.queue.display(),
-            place.directories.output.display()
-        ),
+    let who = match place.role {
+        Role::Convert => format!("the daemon of {}", place.instance),
+        Role::Export => format!("the export service {}", place.instance),
+    };
+    let message = format!("{who} is {} ({})", life_word(life), life_reason(life));
+    let (queue, output) = (&place.directories.queue, &place.directories.output);
+    let (queue, output) = (queue.display(), output.display());
+    let start = match (&place.service, place.role) {
+        (Some(service), _) => format!("systemctl start {service}"),
+        (None, Role::Convert) => {
+            format!("hyper2kvm daemon --watch-dir {queue} --output-dir {output}")
+        }
+        (None, Role::Export) => {
+            format!("hypervisord daemon --requests-dir {queue} --output-dir {output}")
+        }
     };
     Stop::new(Exit::NoDaemon, message).with_remedy(format!("start it: {start}"))
 }
