@@ -125,6 +125,39 @@ pub fn boot(image: &Path, format: &str, devices: &[&str], dir: &Path, signs: &[&
     said
 }
 
+/// The processes whose parent or, of QEMU, whose group is `of`.
+fn processes(of: i32, is_wanted: impl Fn(&str, [i32; 2]) -> bool) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    ids.filter(|id| {
+        let read = |name: &str| std::fs::read(format!("/proc/{id}/{name}")).unwrap_or_default();
+        let stat = String::from_utf8_lossy(&read("stat")).into_owned();
+        let (_, rest) = stat.rsplit_once(')').unwrap_or_default();
+        let mut numbers = rest.split(' ').skip(2).map(|number| number.parse().ok());
+        let (Some(Some(parent)), Some(Some(group))) = (numbers.next(), numbers.next()) else {
+            return false;
+        };
+        let command = String::from_utf8_lossy(&read("cmdline")).into_owned();
+        [parent, group].contains(&of) && is_wanted(&command, [parent, group])
+    })
+    .collect()
+}
+
+/// The processes below a daemon that run the program again as an appliance.
+pub fn appliances(daemon: u32) -> Vec<i32> {
+    let daemon = i32::try_from(daemon).unwrap();
+    processes(daemon, |command, [parent, _]| {
+        parent == daemon && command.ends_with("appliance\0")
+    })
+}
+
+/// The QEMU of an appliance's process.
+pub fn emulators(appliance: i32) -> Vec<i32> {
+    processes(appliance, |command, [_, group]| {
+        group == appliance && command.contains("qemu-system")
+    })
+}
+
 /// The size of a PNG that is one, by its header (RFC 2083, 11.2.1).
 pub fn png_size(path: &Path) -> (u32, u32) {
     let bytes = std::fs::read(path).unwrap();

@@ -11,10 +11,11 @@ use crate::programs::program;
 use crate::proxy::{Proxy, Rule};
 use crate::vcsim::{PASSWORD, Simulator, USERNAME};
 
+/// In the order in which they end.
 pub struct Scene {
-    pub place: tempfile::TempDir,
-    pub simulator: Simulator,
     pub proxy: Proxy,
+    pub simulator: Simulator,
+    pub place: tempfile::TempDir,
 }
 
 impl Scene {
@@ -36,9 +37,9 @@ impl Scene {
         let proxy = Proxy::start(&simulator.address, &simulator.certificates, rules);
         std::fs::write(place.path().join("password"), format!("{PASSWORD}\n")).unwrap();
         Self {
-            place,
-            simulator,
             proxy,
+            simulator,
+            place,
         }
     }
 

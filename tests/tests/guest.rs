@@ -245,45 +245,14 @@ fn a_guest_that_was_left_alone_is_shown_to_stop() {
     assert!(!metadata.guest.repaired);
 }
 
-/// The processes whose parent or, of QEMU, whose group is `of`.
-fn processes(of: i32, is_wanted: impl Fn(&str, [i32; 2]) -> bool) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    ids.filter(|id| {
-        let read = |name: &str| std::fs::read(format!("/proc/{id}/{name}")).unwrap_or_default();
-        let stat = String::from_utf8_lossy(&read("stat")).into_owned();
-        let (_, rest) = stat.rsplit_once(')').unwrap_or_default();
-        let mut numbers = rest.split(' ').skip(2).map(|number| number.parse().ok());
-        let (Some(Some(parent)), Some(Some(group))) = (numbers.next(), numbers.next()) else {
-            return false;
-        };
-        let command = String::from_utf8_lossy(&read("cmdline")).into_owned();
-        [parent, group].contains(&of) && is_wanted(&command, [parent, group])
-    })
-    .collect()
-}
-
-/// The processes below a daemon that run the program again as an appliance.
-fn appliances(daemon: u32) -> Vec<i32> {
-    let daemon = daemon as i32;
-    processes(daemon, |command, [parent, _]| {
-        parent == daemon && command.ends_with("appliance\0")
-    })
-}
-
 /// Waits until the job's appliance is up, then sends it (with its QEMU) a signal.
 fn strike(daemon: &mut Daemon, signal: Signal) {
     let pid = daemon.pid();
     let mut found = Vec::new();
     // A launch under emulation takes some ten seconds: this is in the middle of it.
     daemon.wait(300, "QEMU runs in an appliance", || {
-        found = appliances(pid);
-        found.iter().any(|appliance| {
-            let emulates = |command: &str, [_, group]: [i32; 2]| {
-                group == *appliance && command.contains("qemu-system")
-            };
-            !processes(*appliance, emulates).is_empty()
-        })
+        found = guest::appliances(pid);
+        found.iter().any(|id| !guest::emulators(*id).is_empty())
     });
     for id in found {
         nix::sys::signal::killpg(Pid::from_raw(id), signal).unwrap();
@@ -326,7 +295,7 @@ fn an_appliance_that_dies_or_hangs_costs_its_job_only() {
             let told = told.unwrap();
             assert_eq!(told.kind, ErrorKind::Guest, "{}", told.to_text());
         }
-        assert!(appliances(daemon.pid()).is_empty());
+        assert!(guest::appliances(daemon.pid()).is_empty());
         // It goes on with the next one.
         site.deliver(&images::edges(site.top.path()), "next.raw");
         daemon.wait(60, "the next job", || {

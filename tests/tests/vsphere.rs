@@ -3,6 +3,7 @@ use hyper2kvm_tests::images::text;
 use hyper2kvm_tests::proxy::{Harm, rule};
 use hyper2kvm_tests::vcsim::{PASSWORD, Simulator, USERNAME};
 use hyper2kvm_tests::vsphere::{Scene, expect, said, wait_until};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn listed(scene: &Scene, pattern: &str) -> Vec<String> {
@@ -288,6 +289,14 @@ fn a_password_is_needed_and_never_shown() {
     expect(&service, 0, "");
 }
 
+/// To what timeout(1), the child, runs; itself would send it twice.
+fn signal(child: &std::process::Child, signal: Signal) {
+    let id = child.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    let pid = nix::unistd::Pid::from_raw(children.trim().parse().unwrap());
+    nix::sys::signal::kill(pid, signal).unwrap();
+}
+
 #[test]
 fn what_a_killed_export_left_is_cleaned_up_by_the_next() {
     let rules = vec![rule("GET /nfc/", 1, Harm::Stall(100_000))];
@@ -299,11 +308,7 @@ fn what_a_killed_export_left_is_cleaned_up_by_the_next() {
     wait_until("a download", || scene.proxy.count("GET /nfc/") > 0);
     let state = scene.simulator.control("");
     assert_eq!(state["Snapshots"].as_array().unwrap().len(), 1, "{state}");
-    // timeout(1) is the child; what it runs is to be killed.
-    let id = child.id();
-    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-    let pid = nix::unistd::Pid::from_raw(children.trim().parse().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    signal(&child, Signal::SIGKILL);
     child.wait().unwrap();
     let state = scene.simulator.control("");
     assert_eq!(state["Snapshots"].as_array().unwrap().len(), 1, "{state}");
@@ -323,9 +328,7 @@ fn an_interrupt_leaves_nothing() {
         .spawn()
         .unwrap();
     wait_until("a download", || scene.proxy.count("GET /nfc/") > 0);
-    // timeout(1) hands it on.
-    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    signal(&child, Signal::SIGTERM);
     let output = child.wait_with_output().unwrap();
     assert!(!output.status.success());
     scene.simulator.assert_clean();

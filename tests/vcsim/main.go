@@ -41,7 +41,6 @@ func main() {
 	if *esx {
 		model = simulator.ESX()
 	}
-	defer model.Remove()
 	model.Machine = len(vms) + 1
 	if err := model.Create(); err != nil {
 		log.Fatal(err)
@@ -62,10 +61,12 @@ func main() {
 		}
 	}
 	simulated := model.Service.NewServer()
-	defer simulated.Close()
 	simulated.Config.Handler = server.before(simulated.Config.Handler)
 	fmt.Printf("vcsim %s\n", (&url.URL{Scheme: simulated.URL.Scheme, Host: simulated.URL.Host}).String())
 	_, _ = io.Copy(io.Discard, os.Stdin)
+	// Whoever is still connected has lost its test.
+	model.Remove()
+	os.Exit(0)
 }
 
 // before sees every request first: serves what is ours, counts calls and disturbs them, and sends

@@ -350,7 +350,7 @@ mod tests {
         let source = top.path().join("a.raw");
         std::fs::write(&source, vec![7; 1 << 20]).unwrap();
         let window = Window::whole(File::open(&source).unwrap(), &source).unwrap();
-        let appliance = Appliance {
+        let mut appliance = Appliance {
             machine: Machine::default(),
             disks: vec![source::open_raw(window).unwrap()],
             package: None,
@@ -370,7 +370,7 @@ mod tests {
             host: "",
             resume: None,
         };
-        let mut converted = vm::vm(&appliance, &order, &Unobserved, &mut |_, _| {}).unwrap();
+        let mut converted = vm::vm(&mut appliance, &order, &Unobserved, &mut |_, _| {}).unwrap();
         validate(&order, &mut converted, &Unobserved).unwrap();
         let path = staging.join(&converted.file);
         let mut bytes = std::fs::read(&path).unwrap();

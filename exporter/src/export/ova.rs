@@ -47,18 +47,7 @@ pub fn pack(
         size_bytes: 0,
         monitor,
     };
-    let mut sums = vec![(descriptor, sum_of(&directory.join(descriptor))?)];
-    for disk in &exported.disks {
-        let sum = disk.checksum.strip_prefix("sha256:").ok_or_else(|| {
-            Error::new(
-                ErrorKind::Internal,
-                "pack an OVA without SHA-256 of its disks",
-            )
-        })?;
-        sums.push((&disk.file, sum.to_owned()));
-    }
-    let line = |(name, sum): &(&str, String)| format!("SHA256({name})= {sum}\n");
-    let manifest: String = sums.iter().map(line).collect();
+    let manifest = manifest(directory, descriptor, exported)?;
     archive.add_file(descriptor, &directory.join(descriptor))?;
     let stem = descriptor.strip_suffix(".ovf").unwrap_or(descriptor);
     archive.add(
@@ -85,6 +74,22 @@ pub fn pack(
         size_bytes,
         checksum: hasher.finish(),
     })
+}
+
+/// The `.mf`: the SHA-256 of every other file.
+fn manifest(directory: &Path, descriptor: &str, exported: &Exported) -> Result<String> {
+    let mut sums = vec![(descriptor, sum_of(&directory.join(descriptor))?)];
+    for disk in &exported.disks {
+        let sum = disk.checksum.strip_prefix("sha256:").ok_or_else(|| {
+            Error::new(
+                ErrorKind::Internal,
+                "pack an OVA without SHA-256 of its disks",
+            )
+        })?;
+        sums.push((&disk.file, sum.to_owned()));
+    }
+    let line = |(name, sum): &(&str, String)| format!("SHA256({name})= {sum}\n");
+    Ok(sums.iter().map(line).collect())
 }
 
 fn sum_of(path: &Path) -> Result<String> {

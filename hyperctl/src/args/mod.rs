@@ -22,8 +22,7 @@ Exit codes:
 
 /// Shows and steers the hyper2kvm daemons and hypervisord, the export service.
 ///
-/// Everything is read from the files that the daemons write; requests are small files that the
-/// daemon picks up. No job is ever moved by hyperctl itself.
+/// Everything is read from files that the daemons write; requests are files that they pick up.
 #[derive(Debug, Parser)]
 #[command(name = "hyperctl", version, after_help = EXIT_CODES)]
 pub struct Args {
@@ -46,8 +45,7 @@ pub enum Command {
     Resume(Control),
     /// Finish what is claimed, claim nothing more, and return when the daemon is idle.
     ///
-    /// The daemon stays idle until `hyperctl resume`. There is no time limit unless --timeout
-    /// sets one.
+    /// The daemon stays idle until `hyperctl resume`; without --timeout it takes what it takes.
     Drain(Drain),
     Cancel(Cancel),
     Retry(Retry),

@@ -1,17 +1,15 @@
 //! One view per VM over the records of hypervisord and of the instance.
 use std::time::Duration;
 
-use queue::job::{JobState, Phase, Priority, Request};
+use queue::job::{JobId, JobState, Phase, Priority, Request};
 use serde_json::json;
 
 use crate::fixture::{Both, change, failure, record};
 use crate::follow::Running;
 
-#[test]
-fn list_has_one_row_for_each_vm() {
-    let both = Both::running();
-    let busy = both
-        .exports
+/// A VM at each step, each named after it; the id of `converts`' conversion.
+fn at_every_step(both: &Both) -> JobId {
+    both.exports
         .save(&both.export("busy", JobState::Processing));
     both.exports.add("asked", JobState::Queued);
     let waits = both
@@ -30,7 +28,13 @@ fn list_has_one_row_for_each_vm() {
         json!({"export_version": "1.0", "server": "vc.example.com", "vm": "/dc/vm/fresh"});
     let spool = &both.exports.directories().queue;
     std::fs::write(spool.join("x.json"), request.to_string()).unwrap();
+    converts
+}
 
+#[test]
+fn list_has_one_row_for_each_vm() {
+    let both = Both::running();
+    at_every_step(&both);
     let ran = both.run("list");
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
     let row = |vm: &str| -> String {
@@ -63,7 +67,12 @@ fn list_has_one_row_for_each_vm() {
         assert_eq!(row(vm), expected);
     }
     assert_eq!(ran.out.lines().count(), 10, "{}", ran.out);
+}
 
+#[test]
+fn list_shows_both_records_as_json() {
+    let both = Both::running();
+    let converts = at_every_step(&both);
     let list = both.run("list --json").json();
     let of = |vm: &str| {
         let mut found = list.as_array().unwrap().iter();
@@ -75,7 +84,7 @@ fn list_has_one_row_for_each_vm() {
     assert_eq!(joined["export"]["state"], "completed");
     assert_eq!(joined["conversion"]["progress"]["percent"], 46.9);
     assert!(joined["export"].get("log").is_none());
-    assert_eq!(of("busy")["job_id"], json!(busy));
+    assert_eq!(of("busy")["job_id"], of("busy")["export"]["job_id"]);
     assert_eq!(of("busy")["conversion"], json!(null));
     // A plain conversion is its record, as ever.
     assert_eq!(of("plain").get("export"), None);

@@ -129,7 +129,12 @@ pub fn parent(path: &Path) -> &Path {
 
 /// Puts `bytes` at `path` in one step, durably: aside, fsync, rename, fsync of the directory.
 pub fn replace(volume: &dyn Volume, path: &Path, bytes: &[u8]) -> Result<()> {
-    let aside = aside(path);
+    replace_from(volume, parent(path), path, bytes)
+}
+
+/// The same with the file aside in `dir`, of the same file system, where a sweep finds it.
+pub fn replace_from(volume: &dyn Volume, dir: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    let aside = aside(&dir.join(path.file_name().unwrap_or_default()));
     let done = volume
         .write(&aside, bytes)
         .and_then(|()| volume.sync(&aside))

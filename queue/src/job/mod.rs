@@ -1,10 +1,10 @@
 //! What a job is: its identity, its name, what it was asked for, and the records that pollers read.
 //!
 //! Plain data and its JSON; nothing here touches a directory.
-mod finding;
+pub mod definition;
 pub mod end;
 pub mod export;
-pub mod definition;
+mod finding;
 pub mod id;
 pub mod machine;
 pub mod manifest;
@@ -12,9 +12,9 @@ pub mod name;
 pub mod record;
 pub mod request;
 
-pub use finding::{Finding, GuestCode};
-pub use export::{ExportFormat, ExportRequest};
 pub use definition::{DefineState, Definition};
+pub use export::{ExportFormat, ExportRequest};
+pub use finding::{Finding, GuestCode};
 pub use id::JobId;
 pub use machine::{Firmware, Machine, Nic};
 pub use manifest::Manifest;

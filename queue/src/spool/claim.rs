@@ -237,7 +237,8 @@ impl Spool {
         let place = self.ensure_place(&drop.place)?;
         let path = place.join(format!("{}.error", drop.vm_name));
         let text = crate::job::Failure::from(error).to_text();
-        durable::replace(&*self.volume, &path, text.as_bytes())
+        let output = &self.directories.output;
+        durable::replace_from(&*self.volume, output, &path, text.as_bytes())
     }
 
     fn remove_empty_source(&self, job: JobId) -> Result<()> {

@@ -141,7 +141,9 @@ impl Job {
             // Somebody's directory stands there; the record still tells.
             return Ok(());
         }
-        durable::replace(self.volume(), &path, failure.to_text().as_bytes())
+        // A place is not swept, the output directory is.
+        let output = &self.spool.directories.output;
+        durable::replace_from(self.volume(), output, &path, failure.to_text().as_bytes())
     }
 
     fn archive_failed(&mut self, state: JobState, failure: Failure) -> Result<()> {

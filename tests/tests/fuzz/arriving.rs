@@ -2,7 +2,7 @@
 use std::fs;
 use std::path::Path;
 
-use converter::disk::{Extent, Observer, Stored, Unobserved, Waiter};
+use converter::disk::{Extent, Observer, Stored, Waiter};
 use converter::error::Result;
 use converter::source::{self, Completed, Unpacker};
 use queue::roots::Roots;
@@ -68,11 +68,14 @@ fn read(roots: &Roots, owner: &Path) -> bool {
         panic!("a machine without disks");
     };
     let image = disk.image.as_ref();
+    if !disk.is_growing() {
+        // Its beginning is that of no stream: it was waited for.
+        return judge::walk(image, image.extents());
+    }
     let is_map = judge::walk(image, image.follow(&declares));
     let followed = grains(image.follow(&declares));
-    match disk.complete(&Unobserved) {
+    match disk.complete(&declares) {
         Ok(Completed::AsStreamed) => {
-            assert!(is_map || !followed.is_empty());
             assert_eq!(grains(disk.image.extents()), followed);
             is_map
         }

@@ -126,12 +126,7 @@ fn convert(
     drop(progress);
     let name = vm_name(args, &appliance, &owner)?;
     let count = appliance.disks.len();
-    if matches!(place, Place::File(_)) && count > 1 {
-        return Err(
-            Error::invalid(format!("{} has {count} disks", path.display()))
-                .with_remedy("give a directory as --output"),
-        );
-    }
+    check_place(path, place, count)?;
     let mut caring = wishes.care(&Care::of(&wishes.guest, &examine::cache_dir()));
     caring.foresee(&appliance)?;
     let format = wishes.plan.format.as_str();
@@ -176,6 +171,16 @@ fn convert(
         disks: converted.disks,
         notes: converted.metadata.notes,
     })
+}
+
+fn check_place(path: &Path, place: &Place, disks: usize) -> Result<()> {
+    if matches!(place, Place::File(_)) && disks > 1 {
+        return Err(
+            Error::invalid(format!("{} has {disks} disks", path.display()))
+                .with_remedy("give a directory as --output"),
+        );
+    }
+    Ok(())
 }
 
 /// Repairs the guest; says why one was left as it is, unless that was asked for.

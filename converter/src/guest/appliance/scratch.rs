@@ -102,7 +102,7 @@ fn clear_sockets(top: &Path) {
     };
     let bound: BTreeSet<&str> = bound
         .lines()
-        .filter_map(|it| it.split(' ').last())
+        .filter_map(|it| it.rsplit(' ').next())
         .collect();
     let entries = std::fs::read_dir(top).into_iter().flatten().flatten();
     let is_library = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(LIBRARY_PREFIX);

@@ -31,12 +31,14 @@ pub enum Format {
 }
 
 /// Exports a VM now and converts it: through the instance's daemon if it runs, else directly.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(
     name = "hyperexport",
     version,
     after_help = "Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration, \
-                  3 timed out.\n\nWith provider local the VM's disks are at --source; without it, \
+                  3 timed out.\n\nOn a terminal and without arguments it asks for \
+                  what an export needs, shows the plan and the command line, and starts when told \
+                  to.\n\nWith provider local the VM's disks are at --source; without it, \
                   --vm itself is the path and the VM is named after it. Sources are copied, never \
                   moved or changed."
 )]

@@ -1,5 +1,6 @@
 //! `hyperexport`: one export now, then its conversion. Exit codes: 0, 1, 2, 3 (commands.md).
 mod args;
+mod interactive;
 mod show;
 mod vsphere;
 
@@ -27,32 +28,95 @@ const USAGE: u8 = 2;
 const TIMED_OUT: u8 = 3;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let is_asked = interactive::is_wanted();
+    let typed = (!is_asked).then(Args::parse);
     let cancelled = Arc::new(AtomicBool::new(false));
     if let Err(error) = listen_for_interrupts(&cancelled) {
         eprint!("{}", show::error_text(&error));
         return ExitCode::from(FAILED);
     }
-    let prepared = args
-        .check()
-        .and_then(|()| Ok((args.instance()?, args.targets()?, args.origin()?)));
-    let (instance, targets, origin) = match prepared {
-        Ok(prepared) => prepared,
+    let code = match typed {
+        Some(args) => run(args, cancelled),
+        None => interactively(cancelled),
+    };
+    ExitCode::from(code)
+}
+
+fn run(args: Args, cancelled: Arc<AtomicBool>) -> u8 {
+    let origin = match args.check().and_then(|()| args.origin()) {
+        Ok(origin) => origin,
         Err(error) => {
             eprint!("{}", show::error_text(&error));
-            return ExitCode::from(USAGE);
+            return USAGE;
         }
     };
     if args.vsphere.insecure {
         eprintln!("warning: --insecure: whoever answers for the server is believed");
     }
-    let provider = match origin.connect() {
-        Ok(provider) => provider,
+    let (program, targets) = match origin.connect() {
+        Ok(provider) => match prepare(args, provider, cancelled) {
+            Ok(prepared) => prepared,
+            Err(code) => return code,
+        },
         Err(error) => {
             eprint!("{}", show::error_text(&error));
-            return ExitCode::from(FAILED);
+            return FAILED;
         }
     };
+    program.clean_up();
+    match &program.args.list {
+        Some(pattern) => program.list(pattern),
+        None => program.run(&targets),
+    }
+}
+
+/// Asks for the arguments, shows what they come to, and does it.
+fn interactively(cancelled: Arc<AtomicBool>) -> u8 {
+    let answered = interactive::ask().and_then(|answers| {
+        let (args, provider) = (answers.args.clone(), Arc::clone(&answers.provider));
+        let (mut program, targets) = match prepare(args, provider, Arc::clone(&cancelled)) {
+            Ok(prepared) => prepared,
+            Err(code) => return Ok(code),
+        };
+        program.clean_up();
+        program.args.dry_run = true;
+        let code = program.run(&targets);
+        if code != 0 {
+            return Ok(code);
+        }
+        answers.confirm()?;
+        if cancelled.load(Ordering::Relaxed) {
+            return Err(interactive::Stop::Left);
+        }
+        program.args.dry_run = false;
+        Ok(program.run(&targets))
+    });
+    match answered {
+        Ok(code) => code,
+        Err(interactive::Stop::Left) => {
+            eprintln!("left; nothing was done");
+            FAILED
+        }
+        Err(interactive::Stop::Failed(error)) => {
+            eprint!("{}", show::error_text(&error));
+            FAILED
+        }
+    }
+}
+
+/// What the arguments come to; an exit code if they come to nothing.
+fn prepare(
+    args: Args,
+    provider: Arc<dyn Provider>,
+    cancelled: Arc<AtomicBool>,
+) -> std::result::Result<(Program, Vec<Target>), u8> {
+    let prepared = args
+        .instance()
+        .and_then(|instance| Ok((instance, args.targets()?)));
+    let (instance, targets) = prepared.map_err(|error| {
+        eprint!("{}", show::error_text(&error));
+        USAGE
+    })?;
     let program = Program {
         args,
         provider,
@@ -61,11 +125,7 @@ fn main() -> ExitCode {
         bars: MultiProgress::new(),
         standard_output: Mutex::new(()),
     };
-    program.clean_up();
-    if let Some(pattern) = &program.args.list {
-        return ExitCode::from(program.list(pattern));
-    }
-    ExitCode::from(program.run(&targets))
+    Ok((program, targets))
 }
 
 /// The first SIGINT or SIGTERM ends the work tidily, the second at once.

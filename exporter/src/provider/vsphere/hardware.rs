@@ -310,9 +310,8 @@ mod tests {
     }
 
     /// As vCenter 7 tells of a VM with Secure Boot, a TPM and cards in three kinds of networks.
-    #[test]
-    fn a_vm_with_everything() {
-        let hardware = [
+    fn everything() -> String {
+        [
             disk(2001, 1001, 1, ""),
             device("VirtualTPM", 11000, ""),
             device("VirtualIDEController", 200, "<busNumber>0</busNumber>"),
@@ -344,7 +343,10 @@ mod tests {
             disk(2000, 1001, 0, ""),
             disk(2002, 31000, 0, ""),
         ]
-        .concat();
+        .concat()
+    }
+
+    fn everything_else() -> String {
         let layout = "<VirtualMachineFileLayoutExDiskLayout><key>2000</key><chain>\
              <fileKey>4</fileKey>\
              <fileKey>5</fileKey></chain><chain><fileKey>6</fileKey></chain>\
@@ -356,7 +358,7 @@ mod tests {
             )
         };
         let files = [file(4, 500), file(5, 1_000_000), file(6, 24), file(9, 7)].concat();
-        let more = [
+        [
             property("config.firmware", "xsd:string", "efi"),
             property(
                 "config.bootOptions",
@@ -380,8 +382,12 @@ mod tests {
             property("layoutEx.file", "ArrayOfX", &files),
             property("tag", "ArrayOfTag", "<Tag><key>prod</key></Tag>"),
         ]
-        .concat();
-        let described = described(&hardware, &more).unwrap();
+        .concat()
+    }
+
+    #[test]
+    fn a_vm_with_everything() {
+        let described = described(&everything(), &everything_else()).unwrap();
         let vm = &described.vm;
         assert_eq!((vm.name.as_str(), vm.id.as_str()), ("web/01", "vm-7"));
         assert_eq!((vm.power, described.tools_run), (Power::On, true));

@@ -187,11 +187,8 @@ impl Session {
 
     fn keep_cookie(&self, headers: &header::HeaderMap) {
         let set = headers.get_all(header::SET_COOKIE).iter();
-        let pairs = set.filter_map(|value| value.to_str().ok()?.split(';').next());
-        if let Some(pair) = pairs
-            .filter(|pair| pair.starts_with("vmware_soap_session="))
-            .last()
-        {
+        let mut pairs = set.filter_map(|value| value.to_str().ok()?.split(';').next());
+        if let Some(pair) = pairs.rfind(|pair| pair.starts_with("vmware_soap_session=")) {
             self.state().cookie = Some(pair.trim().to_owned());
         }
     }
