@@ -169,13 +169,10 @@ the_export_service_fills_a_queue_by_request() {
     equal "the user of $exports" "$(stat -c %U:%G /proc/"$pid")" hypervisord:hyper2kvm
     grep -q '^CapEff:.0000000010000000$' /proc/"$pid"/status
     equal requests "$(modes /var/lib/hypervisord/requests)" "2770 hypervisord hyper2kvm"
-    (
-        umask 077
-        echo '{"export_version": "1.0", "server": "store", "vm": "asked", "instance": "aws-prod"}' \
-            >/tmp/asked.json
-        chown mover /tmp/asked.json
-        runuser -u mover -- cp /tmp/asked.json /var/lib/hypervisord/requests/asked.json
-    )
+    echo '{"export_version": "1.0", "server": "store", "vm": "asked", "instance": "aws-prod"}' \
+        >/tmp/asked.json
+    # By somebody with a tight umask.
+    (umask 077 && runuser -u mover -- cp /tmp/asked.json /var/lib/hypervisord/requests/asked.json)
     within 60 some $state/aws-prod-output/asked.qcow2
     within 10 some /var/lib/hypervisord/requests/.processed/asked.json
     fails runuser -u hyper2kvm -- ls /var/lib/hypervisord/work/debts

@@ -133,7 +133,7 @@ fn one_command_makes_a_vm_of_it() {
     let output = scene.run(&[&arguments.concat()[..], &["--pipeline"]].concat());
     expect(&output, 0, "");
     scene.simulator.assert_clean();
-    for (name, disk) in [("web-disk1.qcow2", "a.raw"), ("web-disk2.qcow2", "b.raw")] {
+    for (name, disk) in [("web.qcow2", "a.raw"), ("web-disk2.qcow2", "b.raw")] {
         let (result, original) = (results.join("web").join(name), scene.path(disk));
         let formats = ["compare", "-f", "raw", "-F", "qcow2"];
         let files = [text(&original), text(&result)];
