@@ -2,40 +2,19 @@
 //!
 //! The only room that knows the providers; where the directory goes is its caller's business.
 mod manifest;
+pub mod origin;
 mod ova;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use self::origin::Origin;
 use queue::job::{JobId, VmName};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Delivered, Ledger, Order, Provider, Vm};
-use crate::provider::local::Local;
-use crate::provider::secret::Secret;
-use crate::provider::vsphere::{Server, Vsphere};
 use crate::transfer::{Algorithm, MODE, Monitor};
-
-/// A place that VMs come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// Disks of this host.
-    Local,
-    /// A vCenter or an ESXi host.
-    Vsphere { server: Server, secret: Secret },
-}
-
-impl Origin {
-    pub fn connect(&self) -> Result<Arc<dyn Provider>> {
-        match self {
-            Self::Local => Ok(Arc::new(Local)),
-            Self::Vsphere { server, secret } => {
-                Ok(Arc::new(Vsphere::connect(server.clone(), secret.clone())?))
-            }
-        }
-    }
-}
 
 /// A VM that is described and not yet exported.
 pub struct Export {

@@ -1,7 +1,10 @@
 //! A password: read from where it is kept, shown nowhere.
 use std::fmt;
 use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 
@@ -45,13 +48,58 @@ impl Secret {
         Ok(Self::new(secret))
     }
 
+    /// As `from_file`, of a file that is its owner's alone.
+    pub fn from_private_file(path: &Path) -> Result<Self> {
+        let bad = |what: &str| Error::invalid(format!("password file {} {what}", path.display()));
+        // Whatever it is, opening it does not wait.
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path)
+            .and_then(|file| file.metadata())
+            .map_err(|error| Error::io("open the password file", path, error))?;
+        if !file.is_file() {
+            return Err(bad("is no regular file").with_remedy("write the password into a file"));
+        }
+        if file.mode() & 0o077 != 0 {
+            let remedy = format!("run: chmod 600 {}", path.display());
+            return Err(bad("is open to others than its owner").with_remedy(remedy));
+        }
+        Self::from_file(path)
+    }
+
+    /// Of the server that the service knows as `name`: its systemd credential, then `file`.
+    pub fn of_server(name: &str, file: Option<&Path>) -> Result<Self> {
+        let credential = format!("{name}.password");
+        if let Some(secret) = Self::from_credential(&credential)? {
+            return Ok(secret);
+        }
+        file.map_or_else(
+            || {
+                Err(Error::invalid(format!(
+                    "there is no credential {credential}, and password_file is not set"
+                ))
+                .with_remedy(format!(
+                    "add LoadCredential={credential}:FILE to hypervisord.service, or set \
+                     password_file in hypervisord.toml"
+                )))
+            },
+            Self::from_private_file,
+        )
+    }
+
+    /// What systemd handed to this process under that name.
+    fn from_credential(name: &str) -> Result<Option<Self>> {
+        let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let path = directory.map(|directory| directory.join(name));
+        let path = path.filter(|path| path.exists());
+        path.map(|path| Self::from_file(&path)).transpose()
+    }
+
     /// Where it is not in a named file: the systemd credential, then the environment's variables.
     pub fn find(credential: &str, variables: &[&str]) -> Result<Option<Self>> {
-        let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        if let Some(path) = directory.map(|directory| directory.join(credential))
-            && path.exists()
-        {
-            return Self::from_file(&path).map(Some);
+        if let Some(secret) = Self::from_credential(credential)? {
+            return Ok(Some(secret));
         }
         let set = variables.iter().filter_map(|name| std::env::var(name).ok());
         Ok(set.filter(|value| !value.is_empty()).map(Self).next())
@@ -76,6 +124,35 @@ mod tests {
             Secret::find("no-such-credential", &["NO_SUCH_VARIABLE_OF_OURS"])
                 .unwrap()
                 .is_none()
+        );
+    }
+
+    #[test]
+    fn a_file_of_the_service_is_its_own_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("password");
+        std::fs::write(&path, "p\n").unwrap();
+        let set = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(&path, mode).unwrap();
+            Secret::of_server("no-such-server", Some(&path))
+        };
+        assert_eq!(set(0o600).unwrap().expose(), "p");
+        for mode in [0o640, 0o604, 0o602] {
+            let error = set(mode).unwrap_err();
+            assert!(error.to_line().contains("chmod 600"), "{error}");
+        }
+        let pipe = place.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for wrong in [place.path(), &pipe] {
+            let error = Secret::from_private_file(wrong).unwrap_err();
+            assert!(error.to_string().contains("no regular file"), "{error}");
+        }
+        let error = Secret::of_server("no-such-server", None).unwrap_err();
+        assert!(
+            error
+                .to_line()
+                .contains("LoadCredential=no-such-server.password")
         );
     }
 }

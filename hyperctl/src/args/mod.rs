@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use queue::instance::DEFAULT;
-use queue::job::{ExportFormat, JobId, Priority};
+use queue::job::{JobId, Priority};
 
 pub use normalise::normalise;
 
@@ -94,9 +94,6 @@ pub struct Convert {
     /// Of the export and of the conversion.
     #[arg(long, value_name = "LEVEL", default_value = "normal")]
     pub priority: Level,
-    /// How the disks are handed over [default: vmdk].
-    #[arg(long, value_name = "FORMAT")]
-    pub format: Option<Format>,
     /// Drop the request and return.
     #[arg(long, visible_alias = "no-follow")]
     pub detach: bool,
@@ -105,22 +102,6 @@ pub struct Convert {
     pub timeout: Option<Duration>,
     #[arg(long, help = "Print JSON, one line per change")]
     pub json: bool,
-}
-
-/// How an export's disks lie in the instance's queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    Vmdk,
-    Ova,
-}
-
-impl From<Format> for ExportFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Vmdk => Self::Vmdk,
-            Format::Ova => Self::Ova,
-        }
-    }
 }
 
 /// Which job is meant: the newest of a VM, or one by its id.
@@ -430,7 +411,7 @@ mod tests {
             ("list --watch-dir /q", false),
             ("list --watch-dir /q --output-dir /o", true),
             ("convert --vm a --vcenter h", true),
-            ("convert --vm a --server h --no-follow --format ova", true),
+            ("convert --vm a --server h --no-follow", true),
             ("convert --vm /srv/a --provider local --priority high", true),
             ("convert --vm a", false),
             ("convert --vcenter h", false),

@@ -75,7 +75,6 @@ fn request(args: &args::Convert) -> Result<ExportRequest> {
     request.name.clone_from(&args.name);
     request.instance.clone_from(&args.instance);
     request.options.priority = Priority::from(args.priority);
-    request.options.format = args.format.map_or_else(Default::default, Into::into);
     // The service has another working directory.
     let is_local = servers
         .get(server)

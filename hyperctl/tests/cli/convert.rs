@@ -3,7 +3,7 @@ use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use queue::job::{ExportFormat, JobState, Priority, Record};
+use queue::job::{JobState, Priority, Record};
 
 use crate::fixture::{Both, Fixture, Ran, change, failure, record, until};
 use crate::follow::Running;
@@ -13,7 +13,7 @@ const ASK: &str = "convert --vm /dc/vm/web-01 --vcenter vc.example.com";
 #[test]
 fn a_vm_goes_from_the_request_to_its_qcow2() {
     let both = Both::running();
-    let args = format!("{ASK} --priority high --format ova --instance default");
+    let args = format!("{ASK} --priority high --instance default");
     let mut running = Running::of(both.command(&args).stderr(Stdio::null()));
     let (export, request) = both.claim();
     assert_eq!(request.server, "vc.example.com");
@@ -22,7 +22,6 @@ fn a_vm_goes_from_the_request_to_its_qcow2() {
         ("/dc/vm/web-01", "default")
     );
     assert_eq!(request.options.priority, Priority::High);
-    assert_eq!(request.options.format, ExportFormat::Ova);
     assert!(running.line().starts_with("web-01: exporting 46%"));
     let mut conversion = record("web-01", JobState::Completed);
     conversion.drop = export.job_id.to_string();

@@ -106,6 +106,13 @@ impl ExportRequest {
             )
             .with_remedy("write export_version \"1.0\""));
         }
+        if self.options.format == ExportFormat::Ova {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "an export request for an ova: a queue takes the disks as they are",
+            )
+            .with_remedy("leave options.format out; `hyperexport --format ova` makes appliances"));
+        }
         let is_bad = |text: &str| {
             text.is_empty() || text.len() > MAX_VM_BYTES || text.chars().any(char::is_control)
         };
@@ -195,6 +202,11 @@ mod tests {
             (
                 r#"{"export_version": "1.0", "vm": "a\nb", "server": "s"}"#,
                 "lines",
+            ),
+            (
+                r#"{"export_version": "1.0", "vm": "x", "server": "s",
+                    "options": {"format": "ova"}}"#,
+                "for an ova",
             ),
             (
                 r#"{"export_version": "1.0", "vm": "x", "server": "s", "instance": "../x"}"#,

@@ -7,9 +7,9 @@ use clap::Args;
 use exporter::error::{Error, ErrorKind, Result};
 use exporter::export::Origin;
 use exporter::provider::secret::Secret;
-use exporter::provider::vsphere::Server;
-use exporter::transfer::tls::{Thumbprint, Trust};
+use exporter::provider::vsphere::{self, Server};
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use queue::instance::exports::Server as Section;
 
 const CREDENTIAL: &str = "vcenter-password";
 const PASSWORDS: [&str; 2] = ["HYPER2KVM_VCENTER_PASSWORD", "VSPHERE_PASSWORD"];
@@ -59,35 +59,29 @@ impl VsphereArgs {
     }
 
     pub fn origin(&self) -> Result<Origin> {
-        let server = self.server()?;
-        let secret = self.secret(&server)?;
-        Ok(Origin::Vsphere { server, secret })
-    }
-
-    fn server(&self) -> Result<Server> {
         let address = self.vcenter.as_deref().ok_or_else(|| {
             Error::invalid("provider vsphere needs the server").with_remedy("give --vcenter")
         })?;
-        let set = |name: &&str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let username = self
-            .username
-            .clone()
-            .or_else(|| USERNAMES.iter().find_map(set))
-            .ok_or_else(|| {
-                Error::invalid(format!("no user is given for {address}"))
-                    .with_remedy("give --username")
-            })?;
-        let thumbprint = self.thumbprint.as_deref().map(str::parse::<Thumbprint>);
-        let trust = Trust {
-            ca_file: self.ca_file.clone(),
-            thumbprint: thumbprint.transpose()?,
-            insecure: self.insecure,
-        };
-        let mut server = Server::new(address, &username, trust)?;
-        if let Some(seconds) = self.vcenter_timeout {
+        let mut origin = Origin::of(address, &self.section(), |server| self.secret(server))?;
+        if let (Some(seconds), Origin::Vsphere { server, .. }) = (self.vcenter_timeout, &mut origin)
+        {
             server.stall = Duration::from_secs(seconds);
         }
-        Ok(server)
+        Ok(origin)
+    }
+
+    /// What the service's configuration would say of the server.
+    fn section(&self) -> Section {
+        let set = |name: &&str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let username = self.username.clone();
+        Section {
+            provider: vsphere::NAME.to_owned(),
+            username: username.or_else(|| USERNAMES.iter().find_map(set)),
+            thumbprint: self.thumbprint.clone(),
+            ca_file: self.ca_file.clone(),
+            insecure: self.insecure,
+            ..Section::default()
+        }
     }
 
     fn secret(&self, server: &Server) -> Result<Secret> {

@@ -7,8 +7,11 @@ use std::process::ExitCode;
 use args::{CheckConfigArgs, Cli, Command, DaemonArgs};
 use clap::Parser;
 use exporter::error::{Error, Result};
+use exporter::export::Origin;
+use exporter::provider::secret::Secret;
+use exporter::provider::vsphere;
 use exporter::worker::service::{self, Settings};
-use queue::instance::exports::{self, ExportsConfig};
+use queue::instance::exports::{self, ExportsConfig, Server};
 use queue::job::Failure;
 
 const FAILED: u8 = 1;
@@ -18,9 +21,15 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Daemon(args) => daemon(&args),
         Command::CheckConfig(args) => match check(&args) {
-            Ok(lines) => {
-                lines.iter().for_each(|line| println!("{line}"));
-                ExitCode::SUCCESS
+            Ok(found) => {
+                found.lines.iter().for_each(|line| println!("{line}"));
+                for error in &found.errors {
+                    eprint!("hypervisord: {}", Failure::from(error).to_text());
+                }
+                match found.errors.is_empty() {
+                    true => ExitCode::SUCCESS,
+                    false => ExitCode::from(WRONG_USAGE),
+                }
             }
             Err(error) => {
                 eprint!("hypervisord: {}", Failure::from(&error).to_text());
@@ -75,7 +84,13 @@ fn read(path: &Path) -> Result<ExportsConfig> {
     ExportsConfig::parse(&text, path)
 }
 
-fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
+/// What a configuration leads to, and what is wrong with its servers.
+struct Found {
+    lines: Vec<String>,
+    errors: Vec<Error>,
+}
+
+fn check(args: &CheckConfigArgs) -> Result<Found> {
     let usual = exports::config_path();
     let path = args.file.as_deref().unwrap_or(&usual);
     let config = match &args.file {
@@ -99,6 +114,7 @@ fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
         let absent = if path.is_dir() { "" } else { " (not there)" };
         lines.push(format!("  {name:<10} {}{absent}", path.display()));
     }
+    let mut errors = Vec::new();
     for (name, server) in &settings.config.server {
         let limit = match server.max_concurrent {
             Some(limit) => format!(", at most {limit} at once"),
@@ -107,6 +123,31 @@ fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
         let trust = if server.insecure { ", insecure" } else { "" };
         let provider = &server.provider;
         lines.push(format!("  server     {name} ({provider}{limit}{trust})"));
+        match origin(name, server).and_then(|origin| origin.check()) {
+            Ok(()) if is_password_unseen(server) => lines.push(format!(
+                "             its password: credential {name}.password (LoadCredential=), which only \
+                 the service sees"
+            )),
+            Ok(()) => {}
+            Err(mut error) => {
+                error.context = format!("server {name}: {}", error.context);
+                errors.push(error);
+            }
+        }
     }
-    Ok(lines)
+    Ok(Found { lines, errors })
+}
+
+/// Without its password, if that cannot be seen from here.
+fn origin(name: &str, server: &Server) -> Result<Origin> {
+    match is_password_unseen(server) {
+        true => Origin::of(name, server, |_| Ok(Secret::new(""))),
+        false => Origin::configured(name, server),
+    }
+}
+
+/// systemd hands credentials to the service, and not to who checks its configuration.
+fn is_password_unseen(server: &Server) -> bool {
+    let is_handed_none = std::env::var_os("CREDENTIALS_DIRECTORY").is_none();
+    server.provider == vsphere::NAME && server.password_file.is_none() && is_handed_none
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Servers, connect};
 use crate::error::{Error, ErrorKind, Result};
+use crate::export::origin::is_creditor;
 use crate::machine::Provider;
 use crate::worker::ledger::FileLedger;
 
@@ -53,7 +54,10 @@ fn collect(debts: &Path, servers: &Mutex<Servers>) {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         if let Err(error) = settle_all(debts, &now) {
-            tracing::warn!("left on a server, to be tried again: {}", error.to_line());
+            tracing::warn!(
+                "what dead exports left cannot be looked for: {}",
+                error.to_line()
+            );
         }
         std::thread::sleep(INTERVAL);
     }
@@ -63,12 +67,22 @@ fn settle_all(debts: &Path, servers: &Servers) -> Result<()> {
     for ledger in FileLedger::abandoned(debts)? {
         for (name, server) in servers {
             let owed = ledger.debts();
-            if owed.iter().all(|debt| debt.provider != server.provider) {
+            if !owed.iter().any(|debt| is_creditor(debt, name, server)) {
                 continue;
             }
-            connect(name, server)?.clean_up(&owed, &ledger)?;
+            let cleaned =
+                connect(name, server).and_then(|provider| provider.clean_up(&owed, &ledger));
+            // The other servers are still to be tried.
+            if let Err(error) = cleaned {
+                let cause = error.to_line();
+                tracing::warn!("left on server {name}, to be tried again: {cause}");
+            }
         }
         for debt in ledger.debts() {
+            let mut known = servers.iter();
+            if known.any(|(name, server)| is_creditor(&debt, name, server)) {
+                continue;
+            }
             let (kind, of, server) = (&debt.kind, &debt.of, &debt.server);
             tracing::warn!("a {kind} of {of} is left on {server}, which is not configured");
         }

@@ -15,7 +15,7 @@ use queue::instance::{Directories, Instance};
 use queue::service::{Activity, Outcome, Service, Work};
 use queue::spool::Job;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::export::Origin;
 use crate::machine::Provider;
 use space::Space;
@@ -100,20 +100,23 @@ impl Work for Exports {
             return vec!["no [server.\"…\"] is configured: every request will be refused".into()];
         }
         let insecure = self.servers.iter().filter(|(_, server)| server.insecure);
-        insecure
-            .map(|(name, _)| format!("server {name}: any certificate is trusted (insecure = true)"))
-            .collect()
+        let insecure = insecure.map(|(name, _)| {
+            format!("server {name}: any certificate is trusted (insecure = true)")
+        });
+        let unusable = self.servers.iter().filter_map(|(name, server)| {
+            trouble(name, server).map(|error| format!("server {name}: {}", error.to_line()))
+        });
+        insecure.chain(unusable).collect()
     }
 }
 
 /// The provider that talks to a configured server.
 fn connect(name: &str, server: &Server) -> Result<Arc<dyn Provider>> {
-    match server.provider.as_str() {
-        "local" => Origin::Local.connect(),
-        other => Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("server {name:?}: this version has no provider {other:?}"),
-        )
-        .with_remedy("correct its provider in hypervisord.toml")),
-    }
+    Origin::configured(name, server)?.connect()
+}
+
+/// Why nothing can be exported from a configured server, as far as this host can tell.
+fn trouble(name: &str, server: &Server) -> Option<Error> {
+    let origin = Origin::configured(name, server);
+    origin.and_then(|origin| origin.check()).err()
 }

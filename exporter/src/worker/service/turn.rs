@@ -7,7 +7,7 @@ use queue::durable::{HostVolume, Volume};
 use queue::instance::Instance;
 use queue::instance::exports::Server;
 use queue::job::manifest::{self, Manifest, Options};
-use queue::job::{DiskRecord, ExportFormat, ExportRequest, Phase, export};
+use queue::job::{DiskRecord, ExportRequest, Phase, export};
 use queue::service::turn::{end_badly, note_time, supersede};
 use queue::service::{Activity, Outcome, Reporter, log};
 use queue::spool::recover::Waiting;
@@ -118,8 +118,8 @@ fn fetch(
     job.record.phase = Phase::Describe;
     job.record.log.clear();
     job.record.notes = request.notes();
-    if request.options.format == ExportFormat::Ova {
-        let note = "options.format ova has no effect: a queue takes the disks as they are";
+    if request.options.stream == Some(true) {
+        let note = "options.stream has no effect: the conversion begins when all disks are there";
         job.record.notes.push(note.to_owned());
     }
     job.save_record(false)?;
