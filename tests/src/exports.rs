@@ -15,6 +15,8 @@ pub struct ExportSite {
     pub instance: Site,
     pub directories: Directories,
     config: PathBuf,
+    /// What the service has in its environment besides the test's own.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 /// The server of all VMs in `vms/`.
@@ -53,6 +55,7 @@ impl ExportSite {
         Self {
             directories,
             config: at("etc"),
+            environment: Vec::new(),
             instance,
         }
     }
@@ -73,7 +76,8 @@ impl ExportSite {
         let mut command = Command::new(program("hypervisord"));
         command
             .arg("daemon")
-            .env("HYPER2KVM_CONFIG_DIR", &self.config);
+            .env("HYPER2KVM_CONFIG_DIR", &self.config)
+            .envs(self.environment.iter().map(|(key, value)| (key, value)));
         Daemon::spawn(command, self.instance.top.path())
     }
 
@@ -84,6 +88,16 @@ impl ExportSite {
             .env("HYPER2KVM_CONFIG_DIR", &self.config)
             .env("LC_ALL", "C.UTF-8");
         command.args(args).output().unwrap()
+    }
+
+    /// `hypervisord check-config` of the service's configuration.
+    pub fn check(&self) -> Output {
+        let mut command = Command::new(program("hypervisord"));
+        command
+            .arg("check-config")
+            .env("HYPER2KVM_CONFIG_DIR", &self.config)
+            .envs(self.environment.iter().map(|(key, value)| (key, value)));
+        command.output().unwrap()
     }
 
     /// Makes the instance's queue, as its converter does when it first starts.
