@@ -125,8 +125,8 @@ fn check(args: &CheckConfigArgs) -> Result<Found> {
         lines.push(format!("  server     {name} ({provider}{limit}{trust})"));
         match origin(name, server).and_then(|origin| origin.check()) {
             Ok(()) if is_password_unseen(server) => lines.push(format!(
-                "             its password: credential {name}.password (LoadCredential=), which only \
-                 the service sees"
+                "             its password: credential {name}.password (LoadCredential=), which \
+                 only the service sees"
             )),
             Ok(()) => {}
             Err(mut error) => {
