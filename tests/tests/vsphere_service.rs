@@ -89,7 +89,7 @@ fn a_request_becomes_a_vm_with_its_hardware() {
         results.join("domain.xml").exists() && site.instance.is_quiet()
     });
     exporter.wait(20, "the export is over", || site.is_quiet());
-    for (name, disk) in [("web-disk1.qcow2", "a.raw"), ("web-disk2.qcow2", "b.raw")] {
+    for (name, disk) in [("web.qcow2", "a.raw"), ("web-disk2.qcow2", "b.raw")] {
         assert_same(&scene.path(disk), &results.join(name));
     }
     let domain = fs::read_to_string(results.join("domain.xml")).unwrap();

@@ -20,6 +20,13 @@ pub struct Preflight {
 
 /// Looks at every disk; with `has_keys`, what is encrypted may be opened.
 pub fn preflight(appliance: &Appliance, has_keys: bool) -> Result<Preflight> {
+    // What still arrives cannot be looked at: then the repair alone tells.
+    if appliance.disks.iter().any(SourceDisk::is_growing) {
+        return Ok(Preflight {
+            findings: Vec::new(),
+            refusal: None,
+        });
+    }
     let mut volumes = Vec::new();
     let mut may_boot = false;
     for (disk, count) in appliance.disks.iter().zip(1..) {
