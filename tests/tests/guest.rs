@@ -295,6 +295,9 @@ fn an_appliance_that_dies_or_hangs_costs_its_job_only() {
             let told = told.unwrap();
             assert_eq!(told.kind, ErrorKind::Guest, "{}", told.to_text());
         }
+        // A launch that hangs is tried a second time; one that died is not.
+        let again = daemon.log().contains("launching once more");
+        assert_eq!(again, signal == Signal::SIGSTOP, "{}", daemon.log());
         assert!(guest::appliances(daemon.pid()).is_empty());
         // It goes on with the next one.
         site.deliver(&images::edges(site.top.path()), "next.raw");

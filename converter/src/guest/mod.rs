@@ -208,7 +208,7 @@ pub fn site(settings: &Settings, work: &Path) -> Site {
     Site {
         work: work.to_path_buf(),
         kvm_limit: Duration::from_secs(60),
-        launch_limit: Duration::from_secs(settings.repair_timeout.clamp(60, 300)),
+        launch_limit: Duration::from_secs(settings.repair_timeout.clamp(60, 180)),
         session_limit: Duration::from_secs(settings.repair_timeout),
     }
 }

@@ -63,28 +63,65 @@ pub struct Appliance<'a> {
     is_over: bool,
 }
 
+/// Why there is no appliance.
+struct Unlaunched {
+    error: Error,
+    /// Whether it was stopped at its time limit.
+    is_late: bool,
+}
+
 impl<'a> Appliance<'a> {
-    /// Starts the process and launches the appliance with these disks.
+    /// Starts the process and launches the appliance with these disks. An emulated one that does not
+    /// come up in its time is launched once more, with one processor: several hang now and then.
     pub fn launch(
         site: &Site,
         drives: Vec<Drive>,
         accel: Accel,
         observer: &'a dyn Observer,
     ) -> Result<Self> {
+        let count = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
+        let order = Launch {
+            drives,
+            memory_mib: MEMORY_MIB,
+            cpus: i32::try_from(count).unwrap_or(1),
+        };
+        let single = Launch {
+            cpus: 1,
+            ..order.clone()
+        };
+        let mut launched = Self::come_up(site, order, accel, observer);
+        if let (
+            Err(Unlaunched {
+                error,
+                is_late: true,
+            }),
+            Accel::Tcg,
+        ) = (&launched, accel)
+        {
+            tracing::warn!("launching once more: {}", error.to_line());
+            launched = Self::come_up(site, single, accel, observer);
+        }
+        launched.map_err(|unlaunched| without_library(unlaunched.error))
+    }
+
+    fn come_up(
+        site: &Site,
+        order: Launch,
+        accel: Accel,
+        observer: &'a dyn Observer,
+    ) -> std::result::Result<Self, Unlaunched> {
         let limit = match accel {
             Accel::Kvm => site.kvm_limit,
             Accel::Tcg => site.launch_limit,
         };
-        let mut appliance = Self::start(site, accel, observer, limit)?;
-        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
-        let order = Launch {
-            drives,
-            memory_mib: MEMORY_MIB,
-            cpus: i32::try_from(cpus).unwrap_or(1),
-        };
-        match appliance.ask(&Request::Launch(order), &[]) {
-            Ok(_) => {}
-            Err(error) => return Err(without_library(error)),
+        let started = Self::start(site, accel, observer, limit);
+        let mut appliance = started.map_err(|error| Unlaunched {
+            error,
+            is_late: false,
+        })?;
+        if let Err(error) = appliance.ask(&Request::Launch(order), &[]) {
+            let is_late = error.kind == ErrorKind::Guest && appliance.deadline <= Instant::now();
+            return Err(Unlaunched { error, is_late });
         }
         appliance.deadline = Instant::now() + site.session_limit;
         Ok(appliance)
