@@ -15,6 +15,7 @@ pub mod programs;
 pub mod proxy;
 pub mod scene;
 pub mod stream;
+pub mod system;
 pub mod vcsim;
 pub mod vhd;
 pub mod vhdx;

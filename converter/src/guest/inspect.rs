@@ -36,7 +36,7 @@ const AGENTS: [(&str, &str); 10] = [
 
 /// Opens what is locked, finds the system, mounts it, and looks at it.
 pub fn inspect(appliance: &mut Appliance<'_>, case: &Case<'_>, read_only: bool) -> Result<Found> {
-    let locked = unlock(appliance, case.keys)?;
+    let Encrypted { all, locked } = unlock(appliance, case.keys)?;
     let mut roots = appliance.list("inspect_os", &[])?;
     roots.sort_unstable();
     let mut linux = Vec::new();
@@ -64,7 +64,7 @@ pub fn inspect(appliance: &mut Appliance<'_>, case: &Case<'_>, read_only: bool) 
     guest
         .other_roots
         .extend(others.map(|(root, kind)| format!("{} ({kind})", guest_name(&root))));
-    guest.devices = devices(appliance, &mountpoints)?;
+    guest.devices = devices(appliance, &all, &mountpoints)?;
     guest.kernels = kernels(appliance)?;
     guest.boot_loader = boot_loader(appliance)?;
     guest.firmware = match case.firmware {
@@ -99,21 +99,38 @@ fn nothing(others: &[(String, String)], locked: &[String]) -> Found {
     Found::Nothing(Finding { code, text })
 }
 
-/// Opens every LUKS device with the first key that fits; returns those that stay locked.
-fn unlock(appliance: &mut Appliance<'_>, keys: &[Vec<u8>]) -> Result<Vec<String>> {
-    let mut locked = Vec::new();
-    let found = appliance.pairs("list_filesystems", &[])?;
-    let encrypted = found.into_iter().filter(|(_, kind)| kind == "crypto_LUKS");
-    for (number, (device, _)) in encrypted.enumerate() {
-        let name = format!("luks{number}");
-        let opens = |key: &Vec<u8>, appliance: &mut Appliance<'_>| {
-            appliance.open_luks(&device, &name, key).is_ok()
-        };
-        if !keys.iter().any(|key| opens(key, appliance)) {
-            locked.push(guest_name(&device));
+/// LUKS devices: those of the appliance, and what the guest calls those that stay locked.
+#[derive(Default)]
+struct Encrypted {
+    all: Vec<String>,
+    locked: Vec<String>,
+}
+
+/// Opens every LUKS device with the first key that fits. The library lists none of them among its
+/// file systems.
+fn unlock(appliance: &mut Appliance<'_>, keys: &[Vec<u8>]) -> Result<Encrypted> {
+    let mut encrypted = Encrypted::default();
+    for call in ["list_devices", "list_partitions", "list_md_devices", "lvs"] {
+        for device in appliance.list(call, &[])? {
+            if appliance.text("vfs_type", &[&device])? == "crypto_LUKS" {
+                encrypted.all.push(device);
+            }
         }
     }
-    Ok(locked)
+    for (number, device) in encrypted.all.iter().enumerate() {
+        let name = format!("luks{number}");
+        let mut keys = keys.iter().flat_map(|key| spellings(key));
+        if !keys.any(|key| appliance.open_luks(device, &name, key).is_ok()) {
+            encrypted.locked.push(guest_name(device));
+        }
+    }
+    Ok(encrypted)
+}
+
+/// A key file's contents without the end of their line, and as they are.
+fn spellings(key: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let line = key.strip_suffix(b"\n");
+    line.into_iter().chain([key])
 }
 
 /// Mounts what the guest mounts, shorter paths first; returns device to mountpoint.
@@ -127,6 +144,8 @@ fn mount(
     let mut mounted = BTreeMap::new();
     let call = if read_only { "mount_ro" } else { "mount" };
     for (path, device) in points {
+        // By a name of /etc/crypttab, the appliance does not know what it opened.
+        let device = if path == "/" { root.to_owned() } else { device };
         match appliance.call(call, &[&device, &path]) {
             Ok(()) => {
                 mounted.insert(device, path);
@@ -208,10 +227,13 @@ fn family(distro: &str, like: &str) -> Family {
 /// Every file system, swap, LVM or RAID member, under the guest's names.
 fn devices(
     appliance: &mut Appliance<'_>,
+    encrypted: &[String],
     mountpoints: &BTreeMap<String, String>,
 ) -> Result<Vec<BlockDevice>> {
     let mut names = appliance.list("list_partitions", &[])?;
-    for (mountable, _) in appliance.pairs("list_filesystems", &[])? {
+    let listed = appliance.pairs("list_filesystems", &[])?.into_iter();
+    let listed = listed.map(|(mountable, _)| mountable);
+    for mountable in listed.chain(encrypted.iter().cloned()) {
         if mountable.starts_with('/') && !names.contains(&mountable) {
             names.push(mountable);
         }

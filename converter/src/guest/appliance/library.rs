@@ -28,7 +28,7 @@ pub(super) enum Shape {
 }
 
 /// The calls that take nothing but texts: name, number of texts, what comes back.
-pub(super) const CALLS: [(&str, usize, Shape); 40] = [
+pub(super) const CALLS: [(&str, usize, Shape); 41] = [
     ("blkid", 1, Shape::List),
     ("blockdev_getsize64", 1, Shape::Number),
     ("canonical_device_name", 1, Shape::Text),
@@ -49,6 +49,7 @@ pub(super) const CALLS: [(&str, usize, Shape); 40] = [
     ("is_symlink", 1, Shape::Flag),
     ("list_devices", 0, Shape::List),
     ("list_filesystems", 0, Shape::List),
+    ("list_md_devices", 0, Shape::List),
     ("list_partitions", 0, Shape::List),
     ("ln_sf", 2, Shape::Nothing),
     ("ls", 1, Shape::List),
@@ -345,10 +346,9 @@ pub(super) fn text(text: &str) -> Outcome<CString> {
     CString::new(text).map_err(|_| format!("{text:?} holds a zero byte"))
 }
 
-/// A key as it stands in its file; the library takes it as a text.
+/// The library takes a key as a text.
 pub(super) fn key(bytes: &[u8]) -> Outcome<CString> {
-    let line = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    CString::new(line).map_err(|_| "the key holds a zero byte".to_owned())
+    CString::new(bytes).map_err(|_| "the key holds a zero byte".to_owned())
 }
 
 fn last_dl_error() -> String {
