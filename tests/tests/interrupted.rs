@@ -47,7 +47,10 @@ fn check_untouched(site: &Site, daemon: &mut Daemon, vm: &str, raw: &Path) {
     assert!(!site.error(vm).exists(), "{}", daemon.log());
     let guest = told(site, vm);
     assert_eq!(guest.code.as_deref(), Some("repair_failed"), "{guest:?}");
-    println!("{vm}: {}", guest.reason.unwrap());
+    let reason = guest.reason.unwrap();
+    println!("{vm}: {reason}");
+    assert_eq!(reason.lines().count(), 1);
+    assert!(!reason.contains("LIBGUESTFS_DEBUG"));
     let directory = site.directories.output.join(vm);
     images::judge(raw, &directory.join(format!("{vm}.qcow2")), "qcow2");
     assert!(!directory.join(".repair").exists());

@@ -5,6 +5,7 @@ use std::ptr;
 
 use nix::libc;
 
+use super::told::{EVENT_APPLIANCE, Printer, one_line, print};
 use super::wire::{Drive, Launch};
 
 /// The reason of a failed call, as the library told it.
@@ -136,6 +137,15 @@ impl Library {
             nobody,
             nobody
         );
+        library.done(call!(
+            library,
+            "set_event_callback",
+            fn(Printer, u64, c_int, *const c_void) -> c_int,
+            print,
+            EVENT_APPLIANCE,
+            0,
+            nobody
+        ))?;
         Ok(library)
     }
 
@@ -155,9 +165,9 @@ impl Library {
             return Ok("it does not say why".to_owned());
         }
         // SAFETY: a string of the handle, valid until its next call.
-        Ok(unsafe { CStr::from_ptr(message) }
-            .to_string_lossy()
-            .into_owned())
+        Ok(one_line(
+            &unsafe { CStr::from_ptr(message) }.to_string_lossy(),
+        ))
     }
 
     pub(super) fn done(&self, result: c_int) -> Outcome<()> {
@@ -377,6 +387,7 @@ mod tests {
             "statvfs",
             "cryptsetup_open",
             "fstrim",
+            "set_event_callback",
         ];
         for name in CALLS.iter().map(|(name, ..)| *name).chain(others) {
             library.symbol(name).unwrap();

@@ -7,6 +7,7 @@ mod files;
 mod library;
 mod process;
 mod scratch;
+mod told;
 mod wire;
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -121,6 +122,11 @@ impl<'a> Appliance<'a> {
         })?;
         if let Err(error) = appliance.ask(&Request::Launch(order), &[]) {
             let is_late = error.kind == ErrorKind::Guest && appliance.deadline <= Instant::now();
+            let error = if appliance.is_over {
+                error
+            } else {
+                appliance.with_last_words(&error)
+            };
             return Err(Unlaunched { error, is_late });
         }
         appliance.deadline = Instant::now() + site.session_limit;
@@ -219,17 +225,22 @@ impl<'a> Appliance<'a> {
         }
     }
 
-    /// Kills what is left, and tells what it last printed.
-    fn end(&mut self, error: Error) -> Error {
+    /// Kills what is left.
+    fn end(&mut self, mut error: Error) -> Error {
         self.is_over = true;
         let status = self.kill();
         if error.kind == ErrorKind::Cancelled {
             return error;
         }
-        let mut text = error.to_line();
         if let Some(signal) = status.and_then(|status| status.signal()) {
-            text.push_str(&format!(" (signal {signal})"));
+            error = guest(format!("{} (signal {signal})", error.to_line()));
         }
+        self.with_last_words(&error)
+    }
+
+    /// The error, and what the appliance last printed.
+    fn with_last_words(&self, error: &Error) -> Error {
+        let mut text = error.to_line();
         let said = std::fs::read(self.scratch.log()).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
         let said: Vec<&str> = said
@@ -237,7 +248,8 @@ impl<'a> Appliance<'a> {
             .filter(|line| !line.trim().is_empty())
             .collect();
         if let Some(last) = said.last() {
-            let end: String = last.chars().take(TOLD_CHARS).collect();
+            let shown = last.chars().filter(|c| !c.is_control());
+            let end: String = shown.take(TOLD_CHARS).collect();
             text.push_str(&format!("; it last said: {end}"));
         }
         guest(text)
@@ -297,6 +309,7 @@ fn without_library(error: Error) -> Error {
 fn name_of(request: &Request) -> String {
     match request {
         Request::Launch(_) => "launch".to_owned(),
+        Request::Call(name, arguments) if arguments.is_empty() => name.clone(),
         Request::Call(name, arguments) => format!("{name} {}", arguments.join(" ")),
         Request::Read(path) => format!("reading {path}"),
         Request::Write(path) => format!("writing {path}"),
