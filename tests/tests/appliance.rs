@@ -2,10 +2,11 @@
 //! out about the host.
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 
 use converter::convert::metadata::Metadata;
 use converter::guest::accel::Accel;
-use converter::guest::boot::Verdict;
+use converter::guest::boot::{Proof, Verdict};
 use hyper2kvm_tests::daemon::{Daemon, Site};
 use hyper2kvm_tests::images;
 
@@ -42,6 +43,31 @@ fn what_a_killed_daemon_left_is_gone_when_the_next_one_starts() {
     daemon.stop();
 }
 
+/// A boot sector that only halts: nothing on the serial line, nothing that the screen can tell.
+#[test]
+fn a_guest_that_shows_nothing_has_its_verdict_in_time() {
+    let config =
+        "[guest]\nfix = \"off\"\nboot_check = \"try\"\naccel = \"tcg\"\nboot_timeout = 5\n";
+    let site = Site::repairing(config);
+    let disk = images::tiny(&site.top.path().join("disk.raw"));
+    let file = OpenOptions::new().write(true).open(&disk).unwrap();
+    // cli; halt: hlt; jmp halt
+    file.write_all_at(b"\xfa\xf4\xeb\xfd", 0).unwrap();
+    let mut daemon = site.start();
+    site.deliver(&disk, "vm.raw");
+    wait_for_end(&site, &mut daemon);
+    daemon.stop();
+    let proof = proof(&site);
+    assert_eq!(proof.verdict, Verdict::NotProven, "{}", proof.evidence);
+    assert_eq!(proof.evidence, "no login prompt was seen within 20 s");
+    assert!(proof.seconds < 60.0, "{} s", proof.seconds);
+}
+
+fn proof(site: &Site) -> Proof {
+    let metadata = std::fs::read(site.directories.output.join("vm/metadata.json")).unwrap();
+    Metadata::parse(&metadata).unwrap().guest.boot.unwrap()
+}
+
 /// Without an earlier launch, the boot check finds out whether KVM works, and notes it.
 #[test]
 fn a_boot_check_alone_tries_kvm_once() {
@@ -50,8 +76,7 @@ fn a_boot_check_alone_tries_kvm_once() {
     site.deliver(&images::tiny(&site.top.path().join("disk.raw")), "vm.raw");
     wait_for_end(&site, &mut daemon);
     daemon.stop();
-    let metadata = std::fs::read(site.directories.output.join("vm/metadata.json")).unwrap();
-    let proof = Metadata::parse(&metadata).unwrap().guest.boot.unwrap();
+    let proof = proof(&site);
     assert_eq!(proof.verdict, Verdict::Booted, "{}", proof.evidence);
     let verdict = std::fs::read_to_string(site.directories.work.join("accel.json"));
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");

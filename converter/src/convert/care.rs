@@ -2,6 +2,7 @@
 //! has drivers for, and a boot as proof. Without a whole repair the images are as converted.
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use queue::instance::config::{BootCheck, GuestFix, OutFormat};
 use queue::job::{self, Finding, GuestCode, Machine, Phase};
@@ -315,7 +316,8 @@ fn prove(
     let drives = drives.map(|disk| drive(&disk.path, disk.format, true));
     let drives = drives.collect::<Result<Vec<_>>>()?;
     let accel = accel::settle(&care.site, care.settings.accel, &drives, observer)?;
-    let proof = match boot::prove(directory, machine, accel, observer) {
+    let limit = Duration::from_secs(care.settings.boot_timeout);
+    let proof = match boot::prove(directory, machine, accel, limit, observer) {
         Ok(proof) => proof,
         Err(error) if guest::is_final(&error) || is_required => return Err(error),
         Err(error) => boot::Proof {

@@ -163,6 +163,8 @@ pub struct Guest {
     pub accel: Accel,
     /// Seconds that one guest's repair may take; the appliance's launch has 60 to 300 of its own.
     pub repair_timeout: u64,
+    /// Seconds that the boot check waits under KVM; four times as many under emulation.
+    pub boot_timeout: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -238,6 +240,7 @@ impl Default for Guest {
             boot_check: BootCheck::Off,
             accel: Accel::Auto,
             repair_timeout: 1800,
+            boot_timeout: 300,
         }
     }
 }
@@ -316,8 +319,13 @@ impl Config {
         if self.settle_seconds.is_some_and(|seconds| seconds > 3600) {
             return refuse("settle_seconds", "is more than 3600");
         }
-        if !(1..=86_400).contains(&self.guest.repair_timeout) {
-            return refuse("repair_timeout", "is not between 1 and 86400");
+        for (key, seconds) in [
+            ("repair_timeout", self.guest.repair_timeout),
+            ("boot_timeout", self.guest.boot_timeout),
+        ] {
+            if !(1..=86_400).contains(&seconds) {
+                return refuse(key, "is not between 1 and 86400");
+            }
         }
         if self.max_attempts == 0 {
             return refuse("max_attempts", "is 0");

@@ -21,9 +21,8 @@ use qmp::Emulator;
 
 pub const LOG: &str = "boot.log";
 pub const SCREEN: &str = "boot.png";
-/// How long a guest may take to show that it is up.
-const KVM_LIMIT: Duration = Duration::from_secs(300);
-const TCG_LIMIT: Duration = Duration::from_secs(1200);
+/// How much longer a guest may take under emulation.
+const EMULATION: u32 = 4;
 const TICK: Duration = Duration::from_millis(500);
 /// How often the text screen is read.
 const SCREEN_INTERVAL: Duration = Duration::from_secs(5);
@@ -49,10 +48,12 @@ pub struct Proof {
 }
 
 /// Boots the images of `machine`, which are not changed; leaves `LOG` and `SCREEN` in `directory`.
+/// Under KVM a guest has `limit` to show that it is up.
 pub fn prove(
     directory: &Path,
     machine: &Machine,
     accel: Accel,
+    limit: Duration,
     observer: &dyn Observer,
 ) -> Result<Proof> {
     let started = Instant::now();
@@ -60,7 +61,11 @@ pub fn prove(
     let log = directory.join(LOG);
     let screen = directory.join(SCREEN);
     let mut emulator = Emulator::start(machine, &overlays, accel, &log)?;
-    let seen = watch(&mut emulator, accel, &log, observer);
+    let limit = match accel {
+        Accel::Kvm => limit,
+        Accel::Tcg => limit * EMULATION,
+    };
+    let seen = watch(&mut emulator, limit, &log, observer);
     // The evidence counts more than its picture.
     if let Err(error) = emulator.screenshot(&screen) {
         tracing::warn!("no screenshot: {}", error.to_line());
@@ -77,14 +82,10 @@ pub fn prove(
 
 fn watch(
     emulator: &mut Emulator,
-    accel: Accel,
+    limit: Duration,
     log: &Path,
     observer: &dyn Observer,
 ) -> Result<(Verdict, String)> {
-    let limit = match accel {
-        Accel::Kvm => KVM_LIMIT,
-        Accel::Tcg => TCG_LIMIT,
-    };
     let begun = Instant::now();
     let mut looked = begun;
     loop {
