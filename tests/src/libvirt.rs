@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::daemon::wait;
@@ -105,6 +105,23 @@ impl Libvirt {
         said.unwrap_or_else(|error| panic!("virsh {arguments:?}: {error}"))
     }
 
+    /// Defines a domain as the product does.
+    pub fn define(&self, domain: &Path) {
+        let mut command = Command::new(self.programs().join("virsh"));
+        command.args(["--quiet", "--connect", &self.uri(), "define", "--file"]);
+        assert!(command.arg(domain).status().unwrap().success());
+    }
+
+    /// Listens to the serial line of a running domain.
+    pub fn terminal(&self, domain: &str) -> Terminal {
+        let said = self.dir.join(format!("{domain}.serial"));
+        let mut command = Command::new("timeout");
+        command.args(["900", "cat", &self.virsh(&["ttyconsole", domain])]);
+        command.stdout(fs::File::create(&said).unwrap());
+        let child = command.spawn().expect("timeout(1) of coreutils");
+        Terminal { child, said }
+    }
+
     /// The names of the domains, defined or running.
     pub fn domains(&self) -> Vec<String> {
         let listed = self.virsh(&["list", "--all", "--name"]);
@@ -117,9 +134,35 @@ impl Libvirt {
 
     /// From now on it answers nothing, until `Signal::SIGCONT`.
     pub fn signal(&self, signal: Signal) {
-        let group = i32::try_from(self.child.id()).unwrap();
-        killpg(Pid::from_raw(group), signal).unwrap();
+        killpg(pid(&self.child), signal).unwrap();
     }
+}
+
+/// What a domain says on its serial line.
+pub struct Terminal {
+    child: Child,
+    said: PathBuf,
+}
+
+impl Terminal {
+    /// Waits until it has said `sign`, and fails with all it said if it does not.
+    pub fn wait(&self, limit_seconds: u64, sign: &str) {
+        let read = || String::from_utf8_lossy(&fs::read(&self.said).unwrap()).into_owned();
+        let limit = Duration::from_secs(limit_seconds);
+        assert!(wait(limit, || read().contains(sign)), "{}", read());
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // timeout(1) passes the signal on; it ends with the domain, too.
+        let _ = kill(pid(&self.child), Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
 }
 
 impl Drop for Libvirt {

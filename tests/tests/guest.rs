@@ -9,6 +9,7 @@ use converter::guest::report::ChangeReport;
 use hyper2kvm_tests::daemon::{Daemon, Site, program};
 use hyper2kvm_tests::guest::{self, MAC, boot, png_size};
 use hyper2kvm_tests::images::{self, qemu_img, run, text};
+use hyper2kvm_tests::libvirt::{Libvirt, Terminal};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use queue::error::ErrorKind;
@@ -116,6 +117,8 @@ fn a_guest_from_vmware_boots_on_virtio() {
     let metadata = convert(&site, "plain", "bios");
     check_proven(&site, "plain", &metadata);
     let image = site.directories.output.join("plain/plain.qcow2");
+    let libvirt = Libvirt::start(&site.top.path().join("libvirt"));
+    let domain = start_in_libvirt(&site, &libvirt);
     let said = boot(
         &image,
         "qcow2",
@@ -124,8 +127,26 @@ fn a_guest_from_vmware_boots_on_virtio() {
         &["login:", "ALERT!"],
     );
     assert!(said.contains("vmware-guest login:"), "{said}");
+    domain.wait(400, "vmware-guest login:");
+    assert_eq!(libvirt.virsh(&["domstate", "plain"]), "running");
+    drop(libvirt);
     a_second_repair_changes_nothing(&site);
     undo_restores_every_byte(&site);
+}
+
+/// Defined from its domain.xml and started, on a throwaway overlay; what its serial line says.
+fn start_in_libvirt(site: &Site, libvirt: &Libvirt) -> Terminal {
+    let image = site.directories.output.join("plain/plain.qcow2");
+    let overlay = site.top.path().join("domain.qcow2");
+    let (from, to) = (text(&image), text(&overlay));
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", from, to]);
+    let domain = std::fs::read_to_string(image.with_file_name("domain.xml")).unwrap();
+    assert_eq!(domain.matches(from).count(), 1, "{domain}");
+    let path = site.top.path().join("domain.xml");
+    std::fs::write(&path, domain.replace(from, to)).unwrap();
+    libvirt.define(&path);
+    libvirt.virsh(&["start", "plain"]);
+    libvirt.terminal("plain")
 }
 
 /// The repaired image, converted again as the same machine's: there is nothing left to do.
