@@ -253,6 +253,13 @@ impl Daemon {
         }
     }
 
+    /// Waits until its log holds `text`.
+    pub fn wait_for_log(&mut self, limit_seconds: u64, text: &str) {
+        let log = self.log.clone();
+        let holds = || fs::read_to_string(&log).is_ok_and(|log| log.contains(text));
+        self.wait(limit_seconds, text, holds);
+    }
+
     /// SIGTERM, then its exit; failure is a panic.
     pub fn stop(mut self) {
         self.signal(Signal::SIGTERM);
