@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::instance::config::Retry;
-use crate::instance::text::Text;
+use crate::instance::text::{self, Text};
 use crate::instance::{Archive, Config, Directories, Instance};
 use crate::job::name::EXPORT_SERVICE;
 
@@ -83,11 +83,15 @@ pub fn config_path() -> PathBuf {
 impl ExportsConfig {
     /// Reads the configuration at `path`; no file is no servers.
     pub fn load(path: &Path) -> Result<Self> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(Error::io("read configuration", path, error)),
+        match text::find(path)? {
+            Some(text) => Self::parse(&text, path),
+            None => Ok(Self::default()),
         }
+    }
+
+    /// Reads the configuration at `path`, which must be there.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(&text::read(path)?, path)
     }
 
     /// Parses the text of the file at `path`, which is named in every error.

@@ -39,12 +39,19 @@ impl Instance {
     pub fn load(name: &str) -> Result<Self> {
         check_name(name)?;
         let path = config_path(name);
-        let config = match std::fs::read_to_string(&path) {
-            Ok(text) => Config::parse(&text, &path)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Config::default(),
-            Err(error) => return Err(Error::io("read configuration", &path, error)),
+        let config = match text::find(&path)? {
+            Some(text) => Config::parse(&text, &path)?,
+            None => Config::default(),
         };
         Ok(Self::with_config(name, config))
+    }
+
+    /// Reads the configuration at `path`, which is named after its instance.
+    pub fn read(path: &Path) -> Result<Self> {
+        let config = Config::parse(&text::read(path)?, path)?;
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let named = stem.filter(|stem| *stem != "hyper2kvm" && check_name(stem).is_ok());
+        Ok(Self::with_config(named.unwrap_or(DEFAULT), config))
     }
 
     pub fn with_config(name: &str, config: Config) -> Self {
@@ -139,6 +146,19 @@ pub struct Directories {
 }
 
 impl Directories {
+    /// Puts what a command line names in place of what is configured; its relative paths begin at
+    /// the current directory.
+    pub fn replace(&mut self, named: [&Option<PathBuf>; 3]) -> Result<()> {
+        let places = [&mut self.queue, &mut self.output, &mut self.work];
+        for (path, place) in named.into_iter().zip(places) {
+            if let Some(path) = path {
+                *place =
+                    std::path::absolute(path).map_err(|error| Error::io("find", path, error))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses directories of which one is or holds another: results would be taken for drops.
     pub fn check(&self) -> Result<()> {
         let all = [
@@ -158,6 +178,19 @@ impl Directories {
             }
         }
         Ok(())
+    }
+
+    /// A line each for who checks a configuration; `queue` is what the first is called there.
+    pub fn lines(&self, queue: &str) -> [String; 3] {
+        let all = [
+            (queue, &self.queue),
+            ("output", &self.output),
+            ("work", &self.work),
+        ];
+        all.map(|(name, path)| {
+            let absent = if path.is_dir() { "" } else { " (not there)" };
+            format!("  {name:<10} {}{absent}", path.display())
+        })
     }
 
     pub fn incoming(&self) -> PathBuf {

@@ -6,6 +6,23 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
+/// The text of the configuration file at `path`.
+pub fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| unreadable(path, error))
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> Error {
+    Error::io("read configuration", path, error)
+}
+
+/// The text of one that need not be there.
+pub fn find(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(|error| unreadable(path, error)),
+    }
+}
+
 /// One configuration file as text, its path, and the program that checks it.
 pub struct Text<'a> {
     pub text: &'a str,

@@ -1,10 +1,9 @@
 //! `hyper2kvm check-config`: parses a configuration as the daemon would and shows what it means.
-use std::path::Path;
 use std::process::ExitCode;
 
 use converter::convert::wishes;
-use converter::error::{Error, Result};
-use queue::instance::{self, Config, Instance};
+use converter::error::Result;
+use queue::instance::{self, Instance};
 
 use crate::args::CheckConfigArgs;
 use crate::output;
@@ -22,7 +21,7 @@ pub fn run(args: &CheckConfigArgs) -> ExitCode {
 fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
     let name = args.instance.as_deref().unwrap_or(instance::DEFAULT);
     let (shown, instance) = match &args.file {
-        Some(path) => (path.display().to_string(), read(path)?),
+        Some(path) => (path.display().to_string(), Instance::read(path)?),
         None => {
             let path = instance::config_path(name);
             let absent = if path.exists() {
@@ -40,14 +39,7 @@ fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
         format!("  instance   {}", instance.name),
         format!("  service    {}", instance.service()),
     ];
-    for (name, path) in [
-        ("queue", &directories.queue),
-        ("output", &directories.output),
-        ("work", &directories.work),
-    ] {
-        let absent = if path.is_dir() { "" } else { " (not there)" };
-        lines.push(format!("  {name:<10} {}{absent}", path.display()));
-    }
+    lines.extend(directories.lines("queue"));
     let passed_over = wishes::not_heeded(&instance.config);
     lines.extend(
         passed_over
@@ -55,14 +47,4 @@ fn check(args: &CheckConfigArgs) -> Result<Vec<String>> {
             .map(|line| format!("  note       {line}")),
     );
     Ok(lines)
-}
-
-fn read(path: &Path) -> Result<Instance> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::io("read configuration", path, error))?;
-    let config = Config::parse(&text, path)?;
-    Ok(Instance::with_config(
-        &crate::daemon::instance_of(path),
-        config,
-    ))
 }

@@ -1,10 +1,9 @@
 //! `hyper2kvm daemon`: finds the instance and runs it.
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use converter::error::{Error, Result};
 use queue::instance::config::GuestFix;
-use queue::instance::{self, Config, Instance};
+use queue::instance::{self, Instance};
 
 use crate::args::DaemonArgs;
 
@@ -49,42 +48,13 @@ fn load(options: &DaemonArgs) -> Result<Instance> {
     let name = options.instance.as_deref().unwrap_or(instance::DEFAULT);
     let mut instance = match &options.config {
         None => Instance::load(name)?,
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| Error::io("read configuration", path, error))?;
-            Instance::with_config(&instance_of(path), Config::parse(&text, path)?)
-        }
+        Some(path) => Instance::read(path)?,
     };
-    let directories = &mut instance.directories;
-    for (option, directory) in [
-        (&options.watch_dir, &mut directories.queue),
-        (&options.output_dir, &mut directories.output),
-        (&options.work_dir, &mut directories.work),
-    ] {
-        if let Some(path) = option {
-            *directory = absolute(path)?;
-        }
-    }
+    let named = [&options.watch_dir, &options.output_dir, &options.work_dir];
+    instance.directories.replace(named)?;
     instance.directories.check()?;
     if options.no_fix {
         instance.config.guest.fix = GuestFix::Off;
     }
     Ok(instance)
-}
-
-/// A configuration file is named after its instance.
-pub fn instance_of(path: &Path) -> String {
-    let stem = path
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .unwrap_or(instance::DEFAULT);
-    if stem == "hyper2kvm" || instance::check_name(stem).is_err() {
-        instance::DEFAULT.to_owned()
-    } else {
-        stem.to_owned()
-    }
-}
-
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(|error| Error::io("find", path, error))
 }

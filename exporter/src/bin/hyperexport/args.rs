@@ -214,15 +214,8 @@ impl Args {
                 config.display()
             )));
         }
-        let absolute = |path: &Path| {
-            std::path::absolute(path).map_err(|error| Error::io("resolve", path, error))
-        };
-        if let Some(path) = &self.hyper2kvm_watch_dir {
-            instance.directories.queue = absolute(path)?;
-        }
-        if let Some(path) = &self.hyper2kvm_output_dir {
-            instance.directories.output = absolute(path)?;
-        }
+        let named = [&self.hyper2kvm_watch_dir, &self.hyper2kvm_output_dir, &None];
+        instance.directories.replace(named)?;
         Ok(instance)
     }
 

@@ -1,7 +1,6 @@
 //! `hypervisord`: the export service's program.
 mod args;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use args::{CheckConfigArgs, Cli, Command, DaemonArgs};
@@ -59,29 +58,14 @@ fn daemon(args: &DaemonArgs) -> ExitCode {
 
 fn load(args: &DaemonArgs) -> Result<Settings> {
     let config = match &args.config {
-        Some(path) => read(path)?,
+        Some(path) => ExportsConfig::read(path)?,
         None => ExportsConfig::load(&exports::config_path())?,
     };
     let mut settings = Settings::new(config);
-    let directories = &mut settings.directories;
-    for (option, directory) in [
-        (&args.requests_dir, &mut directories.queue),
-        (&args.output_dir, &mut directories.output),
-        (&args.work_dir, &mut directories.work),
-    ] {
-        if let Some(path) = option {
-            *directory =
-                std::path::absolute(path).map_err(|error| Error::io("find", path, error))?;
-        }
-    }
+    let named = [&args.requests_dir, &args.output_dir, &args.work_dir];
+    settings.directories.replace(named)?;
     settings.directories.check()?;
     Ok(settings)
-}
-
-fn read(path: &Path) -> Result<ExportsConfig> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::io("read configuration", path, error))?;
-    ExportsConfig::parse(&text, path)
 }
 
 /// What a configuration leads to, and what is wrong with its servers.
@@ -94,7 +78,7 @@ fn check(args: &CheckConfigArgs) -> Result<Found> {
     let usual = exports::config_path();
     let path = args.file.as_deref().unwrap_or(&usual);
     let config = match &args.file {
-        Some(path) => read(path)?,
+        Some(path) => ExportsConfig::read(path)?,
         None => ExportsConfig::load(path)?,
     };
     let settings = Settings::new(config);
@@ -105,15 +89,7 @@ fn check(args: &CheckConfigArgs) -> Result<Found> {
         " (absent: no servers)"
     };
     let mut lines = vec![format!("{}{absent}: ok", path.display())];
-    let directories = &settings.directories;
-    for (name, path) in [
-        ("requests", &directories.queue),
-        ("output", &directories.output),
-        ("work", &directories.work),
-    ] {
-        let absent = if path.is_dir() { "" } else { " (not there)" };
-        lines.push(format!("  {name:<10} {}{absent}", path.display()));
-    }
+    lines.extend(settings.directories.lines("requests"));
     let mut errors = Vec::new();
     for (name, server) in &settings.config.server {
         let limit = match server.max_concurrent {
