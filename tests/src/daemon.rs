@@ -121,6 +121,27 @@ impl Site {
         Daemon::spawn(command, self.top.path())
     }
 
+    /// hyperexport through this daemon, if it runs, with the same configuration.
+    pub fn hyperexport(&self) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", "150"]);
+        command.arg(crate::programs::program("hyperexport"));
+        command.args(["--hyper2kvm-daemon", "--hyper2kvm-poll-interval", "1"]);
+        command.args(["--hyper2kvm-instance", "test"]);
+        command
+            .arg("--hyper2kvm-watch-dir")
+            .arg(&self.directories.queue);
+        command
+            .arg("--hyper2kvm-output-dir")
+            .arg(&self.directories.output);
+        command
+            .env("HYPER2KVM_CONFIG_DIR", self.top.path())
+            .env("XDG_STATE_HOME", self.top.path().join("state"))
+            .env("LIBGUESTFS_CACHEDIR", "/var/tmp");
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
+        command
+    }
+
     /// Copies a file in under an unfinished name, then renames it.
     pub fn deliver(&self, source: &Path, name: &str) {
         let unfinished = self.directories.queue.join(format!("{name}.part"));

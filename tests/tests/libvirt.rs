@@ -12,7 +12,10 @@ use queue::job::{DefineState, Definition, JobState, Record};
 
 fn site(libvirt: &Libvirt, define: bool) -> Site {
     let uri = libvirt.uri();
-    let config = format!("rescan_seconds = 1\n[libvirt]\ndefine = {define}\nuri = \"{uri}\"\n");
+    let config = format!(
+        "rescan_seconds = 1\n[guest]\nfix = \"off\"\n\
+         [libvirt]\ndefine = {define}\nuri = \"{uri}\"\n"
+    );
     let mut site = Site::new(&config);
     site.prefer_programs(&libvirt.programs());
     site
@@ -197,4 +200,57 @@ fn a_vm_is_imported_later_on_request() {
     daemon.stop();
     let output = hyperctl(&site, &["import", "--vm", "quiet"]);
     assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+}
+
+/// With the daemon by its request, without it by `hyper2kvm convert`: one and the same domain.
+#[test]
+fn one_command_defines_what_it_exports() {
+    let top = tempfile::tempdir().unwrap();
+    let libvirt = Libvirt::start(&top.path().join("libvirt"));
+    let site = site(&libvirt, false);
+    let vms = top.path().join("web");
+    std::fs::create_dir(&vms).unwrap();
+    std::fs::copy(images::edges(top.path()), vms.join("web.raw")).unwrap();
+    let export = || {
+        let mut command = site.hyperexport();
+        command.arg("--vm").arg(&vms).arg("--libvirt");
+        command.output().unwrap()
+    };
+    let daemon = site.start();
+    let output = export();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(libvirt.domains(), ["web"]);
+    let uuid = libvirt.virsh(&["domuuid", "web"]);
+    let told = told(&site, "web").unwrap();
+    assert_eq!(told.state, DefineState::Defined, "{told:?}");
+    daemon.stop();
+
+    libvirt.virsh(&["undefine", "web"]);
+    let output = export();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("is not running"), "{said}");
+    assert_eq!(libvirt.domains(), ["web"]);
+
+    // A name that another domain has is left to that one.
+    libvirt.virsh(&["undefine", "web"]);
+    std::fs::remove_dir_all(site.directories.output.join("web")).unwrap();
+    let other = "<domain type='qemu'><name>web</name><memory>8192</memory>\
+                 <os><type>hvm</type></os></domain>";
+    let xml = top.path().join("other.xml");
+    std::fs::write(&xml, other).unwrap();
+    libvirt.virsh(&["define", xml.to_str().unwrap()]);
+    let mut daemon = Some(site.start());
+    for is_running in [true, false] {
+        let output = export();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("web is converted, but not defined"), "{said}");
+        assert!(said.contains("rename or undefine that domain"), "{said}");
+        assert_eq!(said.contains("is not running"), !is_running, "{said}");
+        assert_ne!(libvirt.virsh(&["domuuid", "web"]), uuid);
+        if let Some(daemon) = daemon.take() {
+            daemon.stop();
+        }
+    }
 }

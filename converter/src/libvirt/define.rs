@@ -15,7 +15,7 @@ const TOOL: &str = "virsh";
 /// For one call: a libvirt that does not answer holds up nobody for longer.
 const LIMIT: Duration = Duration::from_secs(60);
 /// How to do what was not done.
-const AGAIN: &str = "`hyperctl import --job` does it";
+const AGAIN: &str = "`hyperctl import --job` (without a daemon, `virsh define`) does it";
 
 /// A domain as libvirt lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -26,85 +26,94 @@ pub fn default_converter() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(PROGRAM))
 }
 
-/// Converts with the instance's settings into its output directory. `quiet`: its own progress is
-/// not shown, and the error's text is what it said last.
-pub fn convert(
-    converter: &Path,
-    job: &Path,
-    vm: &VmName,
-    instance: &Instance,
-    quiet: bool,
-    monitor: &dyn Monitor,
-) -> Result<Ending> {
-    let mut command = command(converter, job, instance);
-    // This program's standard output carries its own answer.
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    if quiet {
-        command.stderr(Stdio::piped());
-    }
-    monitor.begin("hyper2kvm convert", 0);
-    let mut child = command.spawn().map_err(|error| {
-        Error::io("run", converter, error)
-            .with_remedy("install hyper2kvm, or name it with --hyper2kvm-path")
-    })?;
-    // Read aside, so that a talkative child never waits for us.
-    let said = child.stderr.take().map(|stderr| {
-        std::thread::spawn(move || std::io::read_to_string(stderr).unwrap_or_default())
-    });
-    let Some(status) = wait(&mut child, monitor)? else {
-        return Ok(Ending::Interrupted);
-    };
-    let said = said
-        .and_then(|thread| thread.join().ok())
-        .unwrap_or_default();
-    if status.success() {
-        let outputs = outputs(vm, instance);
-        if outputs.is_empty() {
-            let output = instance.directories.output.display();
-            let text = format!("hyper2kvm convert left no result for {vm} in {output}\n");
-            return Ok(Ending::Failed(text));
-        }
-        return Ok(Ending::Completed { outputs });
-    }
-    Ok(Ending::Failed(if said.trim().is_empty() {
-        format!("{} convert failed ({status})\n", converter.display())
-    } else {
-        said
-    }))
+/// A conversion of a job directory, with the instance's settings and into its output directory.
+pub struct Call<'a> {
+    pub converter: &'a Path,
+    pub job: &'a Path,
+    pub vm: &'a VmName,
+    pub instance: &'a Instance,
+    /// Defines the result in libvirt, too.
+    pub define: bool,
+    /// Its own progress is not shown, and the error's text is what it said last.
+    pub quiet: bool,
 }
 
-fn command(converter: &Path, job: &Path, instance: &Instance) -> Command {
-    let config = &instance.config;
-    let compress = match config.compress {
-        Compress::None => "none",
-        Compress::Zlib => "zlib",
-        Compress::Zstd => "zstd",
-    };
-    let mut command = Command::new(converter);
-    command
-        .arg("convert")
-        .arg(job)
-        .arg("--output")
-        .arg(&instance.directories.output)
-        .args([
-            "--format",
-            config.out_format.as_str(),
-            "--compress",
-            compress,
-        ]);
-    if config.strict_window {
-        command.arg("--strict-window");
+impl Call<'_> {
+    pub fn run(&self, monitor: &dyn Monitor) -> Result<Ending> {
+        let converter = self.converter;
+        let mut command = self.command();
+        // This program's standard output carries its own answer.
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        if self.quiet {
+            command.stderr(Stdio::piped());
+        }
+        monitor.begin("hyper2kvm convert", 0);
+        let mut child = command.spawn().map_err(|error| {
+            Error::io("run", converter, error)
+                .with_remedy("install hyper2kvm, or name it with --hyper2kvm-path")
+        })?;
+        // Read aside, so that a talkative child never waits for us.
+        let said = child.stderr.take().map(|stderr| {
+            std::thread::spawn(move || std::io::read_to_string(stderr).unwrap_or_default())
+        });
+        let Some(status) = wait(&mut child, monitor)? else {
+            return Ok(Ending::Interrupted);
+        };
+        let said = said
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default();
+        if status.success() {
+            let outputs = outputs(self.vm, self.instance);
+            if outputs.is_empty() {
+                let (vm, output) = (self.vm, self.instance.directories.output.display());
+                let text = format!("hyper2kvm convert left no result for {vm} in {output}\n");
+                return Ok(Ending::Failed(text));
+            }
+            return Ok(Ending::Completed { outputs });
+        }
+        Ok(Ending::Failed(if said.trim().is_empty() {
+            format!("{} convert failed ({status})\n", converter.display())
+        } else {
+            said
+        }))
     }
-    if config.digest == Digest::Always {
-        command.arg("--digest");
+
+    fn command(&self) -> Command {
+        let (instance, config) = (self.instance, &self.instance.config);
+        let compress = match config.compress {
+            Compress::None => "none",
+            Compress::Zlib => "zlib",
+            Compress::Zstd => "zstd",
+        };
+        let mut command = Command::new(self.converter);
+        command
+            .arg("convert")
+            .arg(self.job)
+            .arg("--output")
+            .arg(&instance.directories.output)
+            .args([
+                "--format",
+                config.out_format.as_str(),
+                "--compress",
+                compress,
+            ]);
+        if config.strict_window {
+            command.arg("--strict-window");
+        }
+        if config.digest == Digest::Always {
+            command.arg("--digest");
+        }
+        if config.guest.fix == GuestFix::Off {
+            command.arg("--no-fix");
+        }
+        if config.on_conflict == OnConflict::Replace {
+            command.arg("--overwrite");
+        }
+        if self.define {
+            command.arg(format!("--libvirt={}", config.libvirt.uri));
+        }
+        command
     }
-    if config.guest.fix == GuestFix::Off {
-        command.arg("--no-fix");
-    }
-    if config.on_conflict == OnConflict::Replace {
-        command.arg("--overwrite");
-    }
-    command
 }
 
 /// `None` if the user interrupted it; the child is then gone as well.

@@ -181,7 +181,7 @@ impl<'a> Follow<'a> {
 }
 
 /// A record that cannot be read now is no news: it is replaced in one step, so the next is whole.
-fn read(path: &Path) -> Result<Option<Record>> {
+pub(super) fn read(path: &Path) -> Result<Option<Record>> {
     let bytes = HostVolume.read(path, MAX_RECORD_BYTES)?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }

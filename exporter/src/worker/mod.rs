@@ -5,6 +5,7 @@
 pub mod daemon;
 pub mod direct;
 pub mod follow;
+mod import;
 pub mod ledger;
 pub mod service;
 mod staging;
@@ -15,7 +16,7 @@ use queue::instance::Instance;
 use queue::job::JobId;
 use queue::spool::submit;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Export, Form};
 use crate::machine::Delivered;
 use crate::transfer::{Algorithm, Monitor};
@@ -51,6 +52,8 @@ pub struct Task {
     pub export: Export,
     pub instance: Instance,
     pub route: Route,
+    /// Defines the converted VM in libvirt, at the instance's URI.
+    pub define: bool,
     /// Hides the converter's own progress.
     pub quiet: bool,
 }
@@ -154,8 +157,15 @@ impl Task {
         monitor: &dyn Monitor,
     ) -> Result<Outcome> {
         let run = |directory: &Path| {
-            let (name, instance) = (&self.export.name, &self.instance);
-            direct::convert(converter, directory, name, instance, self.quiet, monitor)
+            let call = direct::Call {
+                converter,
+                job: directory,
+                vm: &self.export.name,
+                instance: &self.instance,
+                define: self.define,
+                quiet: self.quiet,
+            };
+            call.run(monitor)
         };
         if let Some(keep) = keep {
             let form = Form {
@@ -186,6 +196,23 @@ impl Task {
         let mut follow = Follow::new(directories, &drop, marks);
         let mut outcome = Outcome::new(follow.run(patience, monitor)?, disks);
         outcome.job = follow.job();
+        if let (true, Ending::Completed { .. }) = (self.define, &outcome.ending) {
+            self.import(outcome.job, patience, monitor)?;
+        }
         Ok(outcome)
+    }
+
+    fn import(&self, job: Option<JobId>, patience: Patience, monitor: &dyn Monitor) -> Result<()> {
+        let name = &self.export.name;
+        let job = job.ok_or_else(|| {
+            let service = self.instance.service();
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("{name} is converted, but {service} keeps no records to define it by"),
+            )
+            .with_remedy("define it with virsh define")
+        })?;
+        let directories = &self.instance.directories;
+        import::import(directories, job, name, patience.timeout, monitor)
     }
 }

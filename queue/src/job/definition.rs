@@ -1,6 +1,8 @@
 //! What became of defining a result in libvirt, for the job's record.
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, ErrorKind, Result};
+
 /// Whether libvirt knows a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -34,4 +36,23 @@ pub struct Definition {
     pub message: Option<String>,
     #[serde(default)]
     pub remedy: Option<String>,
+}
+
+impl Definition {
+    /// That libvirt knows the VM `vm`; else the error that says why not.
+    pub fn check(&self, vm: &str) -> Result<()> {
+        if self.state == DefineState::Defined {
+            return Ok(());
+        }
+        let message = self.message.as_deref().unwrap_or(self.state.as_str());
+        let text = format!(
+            "{vm} is converted, but not defined at {}: {message}",
+            self.uri
+        );
+        let error = Error::new(ErrorKind::Io, text);
+        Err(match &self.remedy {
+            Some(remedy) => error.with_remedy(remedy.clone()),
+            None => error,
+        })
+    }
 }

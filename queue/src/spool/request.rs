@@ -34,6 +34,29 @@ pub fn submit_on(
     Ok(path)
 }
 
+/// Why the daemon refused the request at `path`, if it did.
+pub fn refusal(path: &Path) -> Result<Option<Failure>> {
+    #[derive(serde::Deserialize)]
+    struct Refusal {
+        error: Failure,
+    }
+    let path = refused(path);
+    let Some(bytes) = HostVolume.read(&path, request::MAX_BYTES)? else {
+        return Ok(None);
+    };
+    let refusal: Refusal = serde_json::from_slice(&bytes).map_err(|error| {
+        Error::invalid(format!("{} cannot be read", path.display())).with_source(error)
+    })?;
+    Ok(Some(refusal.error))
+}
+
+/// Where the answer stands if the request at `path` is refused.
+fn refused(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(REFUSED_SUFFIX);
+    name.into()
+}
+
 impl Spool {
     /// The requests that wait, oldest first; one that cannot be read comes with its error.
     pub fn requests(&self) -> Result<Vec<(PathBuf, Result<Request>)>> {
@@ -90,11 +113,9 @@ impl Spool {
         if self.volume.stat(path)?.is_none() {
             return Ok(());
         }
-        let mut name = path.as_os_str().to_owned();
-        name.push(REFUSED_SUFFIX);
         let answer = json!({"request": request, "error": failure});
         let bytes = super::memory::to_json(&answer)?;
-        durable::replace_volatile(&*self.volume, Path::new(&name), &bytes)?;
+        durable::replace_volatile(&*self.volume, &refused(path), &bytes)?;
         self.consume(path)
     }
 }

@@ -109,6 +109,10 @@ pub struct ConvertArgs {
     /// How the appliance and the boot check run: KVM if it works, or emulation
     #[arg(long, value_enum, default_value_t = Acceleration::Auto)]
     pub accel: Acceleration,
+    /// Define the result in libvirt; --output is a directory then
+    #[arg(long, value_name = "URI", num_args = 0..=1, require_equals = true,
+          default_missing_value = "qemu:///system")]
+    pub libvirt: Option<String>,
     /// A further directory beneath which files named by a source may lie
     #[arg(long = "source-root", value_name = "DIR")]
     pub source_roots: Vec<PathBuf>,

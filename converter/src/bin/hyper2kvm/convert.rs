@@ -8,6 +8,7 @@ use converter::convert::examine::{self, Care};
 use converter::convert::vm::{self, Converted, Order};
 use converter::convert::wishes::Wishes;
 use converter::error::{Error, ErrorKind, Result};
+use converter::libvirt;
 use converter::source::{self, Appliance, Unpacker};
 use queue::instance::Config;
 use queue::instance::config::{BootCheck, Digest, GuestFix, Libvirt};
@@ -36,8 +37,7 @@ pub fn run(args: &ConvertArgs) -> ExitCode {
         let error = Error::invalid("--name needs a single SOURCE");
         return output::trouble(&error, args.json, output::WRONG_USAGE);
     }
-    let ready = Interrupt::listen()
-        .and_then(|interrupt| Ok((interrupt, Place::of(&args.output, args.sources.len())?)));
+    let ready = Interrupt::listen().and_then(|interrupt| Ok((interrupt, place(args)?)));
     let (interrupt, place) = match ready {
         Ok(ready) => ready,
         Err(error) => return output::trouble(&error, args.json, output::WRONG_USAGE),
@@ -66,6 +66,16 @@ pub fn run(args: &ConvertArgs) -> ExitCode {
         output::json(&outcomes);
     }
     ExitCode::SUCCESS
+}
+
+fn place(args: &ConvertArgs) -> Result<Place> {
+    let place = Place::of(&args.output, args.sources.len())?;
+    match place {
+        Place::File(_) if args.libvirt.is_some() => Err(Error::invalid(
+            "--libvirt needs a directory as --output: libvirt is told of the domain.xml in it",
+        )),
+        place => Ok(place),
+    }
 }
 
 /// A source on the command line: its owner, and where the files that it names may lie.
@@ -164,6 +174,10 @@ fn convert(
         write_metadata(&converted, staging.directory())?;
     }
     let output = staging.publish(&converted.file)?;
+    if let Some(uri) = &args.libvirt {
+        let domain = output.with_file_name("domain.xml");
+        libvirt::define(uri, &domain).check(name.as_str())?;
+    }
     Ok(Outcome {
         source: owner,
         vm_name: name.to_string(),

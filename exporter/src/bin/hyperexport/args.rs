@@ -75,7 +75,7 @@ pub struct Args {
     /// The hyper2kvm program [default: beside this one, else from PATH]
     #[arg(long, value_name = "PATH")]
     pub hyper2kvm_path: Option<PathBuf>,
-    /// Defines the converted VM in libvirt (virsh define, the instance's uri)
+    /// Defines the converted VM in libvirt, at the instance's uri
     #[arg(long)]
     pub libvirt: bool,
     /// Submits to the instance's queue and waits; without a running daemon converts directly

@@ -4,8 +4,8 @@ mod interactive;
 mod show;
 mod vsphere;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -247,6 +247,7 @@ impl Program {
             export,
             instance: self.instance.clone(),
             route: self.args.route(),
+            define: self.args.libvirt,
             quiet: self.args.quiet || self.args.json || self.args.batch.is_some(),
         };
         if self.args.dry_run {
@@ -262,9 +263,6 @@ impl Program {
         let ended = task.run(&bar);
         drop(bar);
         let outcome = ended?;
-        if self.args.libvirt && matches!(outcome.ending, Ending::Completed { .. }) {
-            define(&task)?;
-        }
         Ok(self.report(&task, &outcome, started.elapsed().as_secs_f64()))
     }
 
@@ -323,32 +321,4 @@ fn how_to_follow(outcome: &Outcome) -> String {
         Some(job) => format!("follow it with hyperctl status --job {job} --follow"),
         None => "see hyperctl list for what became of it".to_owned(),
     }
-}
-
-/// Hands the result's domain.xml to libvirt.
-fn define(task: &Task) -> Result<()> {
-    let path = task
-        .instance
-        .directories
-        .result(&task.export.name)
-        .join("domain.xml");
-    let uri = &task.instance.config.libvirt.uri;
-    let output = Command::new("virsh")
-        .args(["--connect", uri, "define"])
-        .arg(&path)
-        .output()
-        .map_err(|error| {
-            Error::io("run", Path::new("virsh"), error).with_remedy("install libvirt-clients")
-        })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr)
-        .trim()
-        .replace('\n', " ");
-    Err(
-        Error::new(ErrorKind::Io, format!("define {} in {uri}", path.display()))
-            .with_remedy("the converted VM is whole; define it by hand with virsh define")
-            .with_source(said),
-    )
 }
