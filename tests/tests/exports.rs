@@ -9,8 +9,7 @@ use hyper2kvm_tests::exports::ExportSite;
 use hyper2kvm_tests::images;
 use hyper2kvm_tests::mount::Mount;
 use queue::error::ErrorKind;
-use queue::job::record::Delivery;
-use queue::job::{JobState, Phase, Priority, Record, Request};
+use queue::job::{Delivery, JobState, Phase, Priority, Record, Request};
 
 fn top(site: &ExportSite) -> PathBuf {
     site.instance.top.path().to_path_buf()

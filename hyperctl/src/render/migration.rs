@@ -153,12 +153,13 @@ pub fn block(found: &Migration, style: &Style, now: SystemTime) -> String {
         format!("{}: {}{time}{bytes}", job.id(), job.state())
     };
     fields.add("Export", part(export));
-    if let Some(delivered) = &export.record().delivered {
-        fields.add(
-            "To",
-            delivered.queue.join(&delivered.drop).display().to_string(),
-        );
-    }
+    let record = export.record();
+    let drop = record.delivered.as_ref().map(|to| to.queue.join(&to.drop));
+    let instance = || Some(format!("instance {}", record.target.as_ref()?));
+    let to = drop
+        .map(|drop| drop.display().to_string())
+        .or_else(instance);
+    fields.add_all("To", to);
     fields.add_all("Conversion", found.conversion().map(part));
     job::title(found.vm_name(), &state, job.id(), style) + &fields.into_text()
 }

@@ -126,15 +126,16 @@ impl Migration {
             .any(|job| job.is_of(vm))
     }
 
-    /// The instance that converts it; the export service as long as none has it.
+    /// The instance that converts it; the export service where that is not known.
     pub fn instance(&self) -> &str {
-        let delivered = self
-            .export()
-            .and_then(|job| job.record().delivered.as_ref());
-        match (self.conversion(), delivered) {
-            (Some(job), _) => &job.instance,
-            (None, Some(delivered)) => &delivered.instance,
-            (None, None) => &self.current().instance,
+        let export = self.export().map(Job::record);
+        let delivered = export.and_then(|record| record.delivered.as_ref());
+        let target = export.and_then(|record| record.target.as_ref());
+        match (self.conversion(), delivered, target) {
+            (Some(job), ..) => &job.instance,
+            (None, Some(delivered), _) => &delivered.instance,
+            (None, None, Some(target)) => target,
+            (None, None, None) => &self.current().instance,
         }
     }
 

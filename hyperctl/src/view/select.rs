@@ -53,8 +53,7 @@ impl Scope {
         self.places.iter().find(|place| place.role == Role::Export)
     }
 
-    /// Whether it is of the instance that was named. Where an export goes that has not got there
-    /// is not known.
+    /// Whether it is of the instance that was named, or may be: an export's record need not say.
     pub fn wants(&self, migration: &Migration) -> bool {
         match self.instance.as_deref() {
             None => true,

@@ -11,7 +11,10 @@ use crate::follow::Running;
 fn at_every_step(both: &Both) -> JobId {
     both.exports
         .save(&both.export("busy", JobState::Processing));
-    both.exports.add("asked", JobState::Queued);
+    both.exports.save(&both.export("asked", JobState::Queued));
+    let mut elsewhere = both.export("elsewhere", JobState::Processing);
+    elsewhere.target = Some("vsphere-prod".into());
+    both.exports.save(&elsewhere);
     let waits = both
         .exports
         .save(&both.export("waits", JobState::Completed));
@@ -48,8 +51,12 @@ fn list_has_one_row_for_each_vm() {
         format!("{} {} {detail}", words[0], words[2])
     };
     for (vm, expected) in [
-        ("busy", "hypervisord processing exporting 46%, 4s left"),
-        ("asked", "hypervisord queued export #1"),
+        ("busy", "default processing exporting 46%, 4s left"),
+        ("asked", "default queued export #1"),
+        (
+            "elsewhere",
+            "vsphere-prod processing exporting 46%, 4s left",
+        ),
         (
             "waits",
             "default queued exported, is not claimed yet (default)",
@@ -59,14 +66,14 @@ fn list_has_one_row_for_each_vm() {
         ("done", "default completed 3.0 GiB"),
         (
             "broken",
-            "hypervisord failed export: grain 7 of web.vmdk is damaged: inflate failed",
+            "default failed export: grain 7 of web.vmdk is damaged: inflate failed",
         ),
         ("plain", "default processing convert 46%, 4s left"),
         ("fresh", "hypervisord new is not claimed yet"),
     ] {
         assert_eq!(row(vm), expected);
     }
-    assert_eq!(ran.out.lines().count(), 10, "{}", ran.out);
+    assert_eq!(ran.out.lines().count(), 11, "{}", ran.out);
 }
 
 #[test]
@@ -94,7 +101,11 @@ fn list_shows_both_records_as_json() {
     assert_eq!(queued.as_array().unwrap().len(), 3);
     let exports = both.run("list --instance hypervisord --json").json();
     assert!(!exports.to_string().contains("plain"), "{exports}");
-    assert_eq!(exports.as_array().unwrap().len(), 8);
+    assert_eq!(exports.as_array().unwrap().len(), 9);
+    let instance = both.run("list --instance default --json").json();
+    assert!(!instance.to_string().contains("elsewhere"), "{instance}");
+    let out = both.run("status --vm elsewhere").out;
+    assert!(out.contains("To: instance vsphere-prod"), "{out}");
 }
 
 #[test]

@@ -194,6 +194,7 @@ impl Both {
         export.drop = format!("{vm}.json");
         export.phase = Phase::Export;
         export.outputs.clear();
+        export.target = Some("default".into());
         if state == JobState::Completed {
             export.delivered = Some(Delivery {
                 instance: "default".into(),

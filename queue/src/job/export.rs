@@ -1,7 +1,9 @@
-//! The export request: what somebody drops into the export service's spool. Never a password.
+//! The export request: what somebody drops into the export service's spool, never a password; and
+//! where what was exported went.
 //!
 //! Unknown fields are kept and told in the job's record, never an error.
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -68,6 +70,17 @@ pub enum ExportFormat {
 
 fn default_instance() -> String {
     crate::job::name::DEFAULT_INSTANCE.to_owned()
+}
+
+/// A job directory that an export has put into an instance's queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Delivery {
+    pub instance: String,
+    /// The queue directory, absolute.
+    pub queue: PathBuf,
+    /// The name under which it was dropped there.
+    pub drop: String,
 }
 
 impl ExportRequest {

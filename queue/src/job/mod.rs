@@ -13,13 +13,11 @@ pub mod record;
 pub mod request;
 
 pub use definition::{DefineState, Definition};
-pub use export::{ExportFormat, ExportRequest};
+pub use export::{Delivery, ExportFormat, ExportRequest};
 pub use finding::{Finding, GuestCode};
 pub use id::JobId;
 pub use machine::{Firmware, Machine, Nic};
 pub use manifest::Manifest;
 pub use name::VmName;
-pub use record::{
-    Delivery, DiskRecord, Failure, JobState, Phase, Priority, Progress, Record, Status,
-};
+pub use record::{DiskRecord, Failure, JobState, Phase, Priority, Progress, Record, Status};
 pub use request::Request;

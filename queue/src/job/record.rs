@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
-use crate::job::{Definition, Finding, JobId};
+use crate::job::{Definition, Delivery, Finding, JobId};
 
 /// The largest record that is read, in bytes.
 pub const MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -196,17 +196,6 @@ impl From<&Error> for Failure {
     }
 }
 
-/// A job directory that an export has put into an instance's queue.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Delivery {
-    pub instance: String,
-    /// The queue directory, absolute.
-    pub queue: PathBuf,
-    /// The name under which it was dropped there.
-    pub drop: String,
-}
-
 /// `output/.daemon/jobs/<job>.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -259,6 +248,9 @@ pub struct Record {
     /// Published files, absolute.
     #[serde(default)]
     pub outputs: Vec<PathBuf>,
+    /// The instance that is to convert what an export brings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// Where an export went: the conversion's record bears its drop's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivered: Option<Delivery>,
@@ -308,6 +300,7 @@ impl Record {
             host: String::new(),
             pid: 0,
             outputs: Vec::new(),
+            target: None,
             delivered: None,
             archived: Vec::new(),
             superseded_by: None,

@@ -263,6 +263,9 @@ impl Spool {
         let mut record = Record::new(memory.job_id, name, &self.policy.instance, &memory.drop);
         record.created_at.clone_from(&memory.created_at);
         record.priority = memory.priority;
+        // A request's place is the instance that it names.
+        record.target = (memory.kind == super::DropKind::Request && !memory.place.is_empty())
+            .then(|| memory.place.clone());
         record.attempts = memory.attempts;
         record.error.clone_from(&memory.last_failure);
         if let Stage::Claimed { not_before } = &memory.stage {
