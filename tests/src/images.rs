@@ -17,20 +17,23 @@ pub const SUBFORMATS: [&str; 5] = [
 
 /// Runs a tool with a limit of two minutes; `package` is named if it is missing.
 pub fn run(package: &str, program: &str, arguments: &[&str]) -> Output {
-    let output = Command::new("timeout")
-        .args(["120", program])
-        .args(arguments)
-        .output()
-        .expect("timeout(1) of coreutils");
+    let mut command = Command::new("timeout");
+    command.args(["120", program]).args(arguments);
+    checked(package, command)
+}
+
+/// Runs a command that timeout(1) limits and that is to succeed.
+pub fn checked(package: &str, mut command: Command) -> Output {
+    let output = command.output().expect("timeout(1) of coreutils");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_ne!(
         output.status.code(),
         Some(127),
-        "{program} is missing: apt-get install {package}"
+        "{command:?}: something is missing: apt-get install {package}"
     );
     assert!(
         output.status.success(),
-        "{program} {arguments:?}: {}\n{}{errors}",
+        "{command:?}: {}\n{}{errors}",
         output.status,
         String::from_utf8_lossy(&output.stdout)
     );

@@ -1,6 +1,7 @@
 //! What the whole-program tests share.
 pub mod daemon;
 pub mod deflate;
+pub mod dialog;
 pub mod dice;
 pub mod engine;
 pub mod enumerate;

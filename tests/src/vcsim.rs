@@ -11,6 +11,8 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
+use crate::images::{checked, run, text};
+
 pub const USERNAME: &str = "export";
 /// With what XML would trip over.
 pub const PASSWORD: &str = "s3cret&<pass>";
@@ -79,6 +81,15 @@ impl Simulator {
         serde_json::from_str(body).unwrap()
     }
 
+    /// SHA-256 of its certificate, as openssl writes it.
+    pub fn thumbprint(&self) -> String {
+        let pem = self.certificates.join("server.pem");
+        let arguments = ["x509", "-noout", "-fingerprint", "-sha256", "-in"];
+        let arguments = [&arguments[..], &[text(&pem)]].concat();
+        let shown = String::from_utf8(run("openssl", "openssl", &arguments).stdout).unwrap();
+        shown.trim().split_once('=').unwrap().1.to_owned()
+    }
+
     /// Neither a snapshot nor a lease is left.
     #[track_caller]
     pub fn assert_clean(&self) {
@@ -114,22 +125,15 @@ fn built() -> PathBuf {
         library.is_dir(),
         "govmomi is missing: apt-get install golang-github-vmware-govmomi-dev"
     );
-    let output = Command::new("timeout")
+    let mut build = Command::new("timeout");
+    build
         .args(["200", "go", "build", "-o"])
         .arg(&program)
         .arg(".")
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("vcsim"))
         .env("GO111MODULE", "off")
         .env("GOPATH", GOPATH)
-        .env("GOFLAGS", "")
-        .output()
-        .expect("timeout(1) of coreutils");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_ne!(
-        output.status.code(),
-        Some(127),
-        "go is missing: apt-get install golang-go"
-    );
-    assert!(output.status.success(), "go build of tests/vcsim: {errors}");
+        .env("GOFLAGS", "");
+    checked("golang-go", build);
     program
 }

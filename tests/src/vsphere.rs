@@ -65,11 +65,27 @@ impl Scene {
     /// With the password and the certificate's authority.
     pub fn trusting(&self, arguments: &[&str]) -> Command {
         let mut command = self.command(arguments);
-        command.arg("--password-file").arg(self.path("password"));
+        command.args(self.secrets());
         command
-            .arg("--ca-file")
-            .arg(self.simulator.certificates.join("ca.pem"));
-        command
+    }
+
+    fn secrets(&self) -> [String; 4] {
+        let file = |path: PathBuf| text(&path).to_owned();
+        [
+            "--password-file".into(),
+            file(self.path("password")),
+            "--ca-file".into(),
+            file(self.simulator.certificates.join("ca.pem")),
+        ]
+    }
+
+    /// What tells hyperexport of the server.
+    pub fn server(&self) -> Vec<String> {
+        let address = self.proxy.address.clone();
+        let mut server = vec!["--vcenter".into(), address];
+        server.extend(["--username".into(), USERNAME.into()]);
+        server.extend(self.secrets());
+        server
     }
 
     pub fn run(&self, arguments: &[&str]) -> Output {
@@ -94,16 +110,7 @@ impl Scene {
             assert!(!text.contains("s3cret"), "{text}");
         }
         for name in ["out", "state"] {
-            let found = Command::new("grep")
-                .args(["-rl", "s3cret"])
-                .arg(self.path(name))
-                .output()
-                .unwrap();
-            assert!(
-                found.stdout.is_empty(),
-                "{}",
-                String::from_utf8_lossy(&found.stdout)
-            );
+            assert_nowhere("s3cret", &self.path(name));
         }
     }
 
@@ -133,6 +140,15 @@ impl Scene {
         let path = self.path(&format!("out/{vm}/manifest.json"));
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
     }
+}
+
+/// No file in a directory, which need not be there, holds this.
+#[track_caller]
+pub fn assert_nowhere(secret: &str, place: &Path) {
+    let mut grep = Command::new("grep");
+    let found = grep.args(["-rlsaF", secret]).arg(place).output().unwrap();
+    let names = String::from_utf8_lossy(&found.stdout);
+    assert!(names.is_empty() && found.status.code().is_some(), "{names}");
 }
 
 pub fn said(output: &Output) -> (String, String) {

@@ -71,6 +71,42 @@ fn vms_are_found_by_whatever_names_them() {
     scene.simulator.assert_clean();
 }
 
+/// By the server's own search, and in the inventory where it has none.
+#[test]
+fn an_id_or_a_uuid_means_one_vm() {
+    let scene = Scene::new(Vec::new());
+    let web = said(&scene.run(&["--json", "--list", "web"])).0;
+    let web: Value = serde_json::from_str(web.trim()).unwrap();
+    let (instance, bios) = (
+        "5010aaaa-0000-0000-0000-000000000000",
+        "4210AAAA-0000-0000-0000-000000000000",
+    );
+    for fault in ["", "FindAllByUuid"] {
+        scene.simulator.control(&format!("fault={fault}"));
+        for vm in [web["id"].as_str().unwrap(), instance, bios] {
+            assert_eq!(listed(&scene, vm), ["web"]);
+            let output = scene.export(vm, &["--dry-run", "--json"]);
+            expect(&output, 0, "");
+            let plan: Value = serde_json::from_str(&said(&output).0).unwrap();
+            assert_eq!(plan["vm_name"], "web", "{vm}");
+        }
+        let clone = "5010aaaa-0000-0000-0000-000000000002";
+        assert_eq!(listed(&scene, clone), ["web-02"]);
+        let shared = "4210aaaa-0000-0000-0000-000000000001";
+        expect(&scene.export(shared, &["--dry-run"]), 1, "means 2 VMs");
+        let unknown = "4210aaaa-0000-0000-0000-000000000009";
+        expect(&scene.export(unknown, &["--dry-run"]), 1, "there is no VM");
+    }
+    assert!(scene.simulator.calls("FindAllByUuid") > 6);
+    expect(
+        &scene.export("vm-999999", &["--dry-run"]),
+        1,
+        "there is no VM",
+    );
+    expect(&scene.export(instance, &[]), 0, "");
+    scene.assert_same("web", &["a", "b"]);
+}
+
 #[test]
 fn a_vm_that_is_off_is_exported_as_it_is() {
     let scene = Scene::new(Vec::new());
@@ -229,22 +265,9 @@ fn only_the_right_certificate_is_trusted() {
         .split_once("SHA-256 thumbprint is ")
         .map(|(_, rest)| rest.lines().next().unwrap().to_owned())
         .unwrap();
-    let pem = scene.simulator.certificates.join("server.pem");
-    let arguments = [
-        "x509",
-        "-noout",
-        "-fingerprint",
-        "-sha256",
-        "-in",
-        text(&pem),
-    ];
-    let shown = hyper2kvm_tests::images::run("openssl", "openssl", &arguments);
-    assert!(
-        String::from_utf8_lossy(&shown.stdout)
-            .trim()
-            .ends_with(&thumbprint)
-    );
+    assert_eq!(scene.simulator.thumbprint(), thumbprint);
     expect(&list(&["--thumbprint", &thumbprint]), 0, "");
+    let pem = scene.simulator.certificates.join("server.pem");
     let arguments = ["x509", "-noout", "-fingerprint", "-sha1", "-in", text(&pem)];
     let sha1 = hyper2kvm_tests::images::run("openssl", "openssl", &arguments);
     let sha1 = String::from_utf8(sha1.stdout).unwrap();

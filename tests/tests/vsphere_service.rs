@@ -2,13 +2,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 
 use hyper2kvm_tests::exports::ExportSite;
-use hyper2kvm_tests::images::{qemu_img, run, text};
+use hyper2kvm_tests::images::{qemu_img, text};
 use hyper2kvm_tests::proxy::{Harm, rule};
 use hyper2kvm_tests::vcsim::{PASSWORD, USERNAME};
-use hyper2kvm_tests::vsphere::{Scene, expect};
+use hyper2kvm_tests::vsphere::{Scene, assert_nowhere, expect};
 use queue::error::ErrorKind;
 use queue::job::{ExportFormat, ExportRequest, JobState};
 
@@ -37,16 +36,7 @@ fn password_file(scene: &Scene, mode: u32) -> String {
 }
 
 fn thumbprint(scene: &Scene) -> String {
-    let pem = scene.simulator.certificates.join("server.pem");
-    let arguments = ["x509", "-noout", "-fingerprint", "-sha256", "-in"];
-    let shown = run(
-        "openssl",
-        "openssl",
-        &[&arguments[..], &[text(&pem)]].concat(),
-    );
-    let shown = String::from_utf8(shown.stdout).unwrap();
-    let (_, digits) = shown.trim().split_once('=').unwrap();
-    format!("thumbprint = {digits:?}\n")
+    format!("thumbprint = {:?}\n", scene.simulator.thumbprint())
 }
 
 #[track_caller]
@@ -58,12 +48,7 @@ fn assert_same(original: &Path, result: &Path) {
 /// No spool, output, log or configuration knows the password.
 #[track_caller]
 fn assert_secret(site: &ExportSite) {
-    let place = site.instance.top.path();
-    let found = Command::new("grep")
-        .args(["-rlF", "s3cret", text(place)])
-        .output()
-        .unwrap();
-    assert_eq!(found.status.code(), Some(1), "{found:?}");
+    assert_nowhere("s3cret", site.instance.top.path());
 }
 
 #[test]
@@ -163,6 +148,54 @@ fn what_is_owed_is_settled_without_another_export() {
         ["Snapshots", "Leases"].map(|kind| state[kind] == serde_json::json!([])) == [true; 2]
     });
     exporter.stop();
+    assert_secret(&site);
+}
+
+/// Refused, then taken: no file, record, log or command line knows either password.
+#[test]
+fn a_password_is_nowhere() {
+    let scene = Scene::new(Vec::new());
+    let more = password_file(&scene, 0o600) + &thumbprint(&scene);
+    let file = scene.path("password-600");
+    fs::write(&file, "s3cret-wrong\n").unwrap();
+    let site = site(&scene, &more);
+    let converter = site.instance.start();
+    let mut exporter = site.start();
+    let assert_unknown = |pid: u32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        assert!(!String::from_utf8_lossy(&arguments).contains("s3cret"));
+        assert_secret(&site);
+    };
+    site.ask(&ExportRequest::new(SERVER, "live"));
+    exporter.wait(60, "the login is refused", || {
+        let record = site.record_of("live");
+        record.is_some_and(|record| record.state == JobState::Failed) && site.is_quiet()
+    });
+    let failure = site.record_of("live").unwrap().error.unwrap();
+    assert!(failure.to_text().contains("InvalidLogin"), "{failure:?}");
+    let told = fs::read_to_string(site.directories.output.join("default/live.error")).unwrap();
+    assert!(told.contains("InvalidLogin"), "{told}");
+    assert_unknown(exporter.pid());
+
+    fs::write(&file, PASSWORD).unwrap();
+    expect(&site.hyperctl(&["retry", "--vm", "live"]), 0, "");
+    exporter.wait(60, "a login", || {
+        scene.simulator.calls("ExportSnapshot") > 0
+    });
+    assert_unknown(exporter.pid());
+    exporter.wait(60, "the VM is converted", || {
+        site.instance.link("live").exists() && site.instance.is_quiet() && site.is_quiet()
+    });
+    for arguments in [
+        &["status", "--vm", "live", "--json"][..],
+        &["logs", "--vm", "live"],
+    ] {
+        let output = site.hyperctl(arguments);
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("s3cret"));
+    }
+    assert_unknown(exporter.pid());
+    exporter.stop();
+    converter.stop();
     assert_secret(&site);
 }
 

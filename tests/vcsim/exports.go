@@ -1,4 +1,5 @@
-// What 0.24.2 lacks: ExportVm, ExportSnapshot, CreateDescriptor, and the lease with its downloads.
+// What 0.24.2 lacks: ExportVm, ExportSnapshot, CreateDescriptor, FindAllByUuid, and the lease with
+// its downloads.
 package main
 
 import (
@@ -105,6 +106,21 @@ func (m *ExportManager) CreateDescriptor(req *types.CreateDescriptor) soap.HasFa
 	return &methods.CreateDescriptorBody{Res: &types.CreateDescriptorResponse{
 		Returnval: types.OvfCreateDescriptorResult{OvfDescriptor: text.String()},
 	}}
+}
+
+func (m *ExportManager) FindAllByUuid(req *types.FindAllByUuid) soap.HasFault {
+	body := &methods.FindAllByUuidBody{Res: new(types.FindAllByUuidResponse)}
+	for _, entity := range simulator.Map.All("VirtualMachine") {
+		vm := entity.(*simulator.VirtualMachine)
+		uuid := vm.Config.Uuid
+		if req.InstanceUuid != nil && *req.InstanceUuid {
+			uuid = vm.Config.InstanceUuid
+		}
+		if strings.EqualFold(uuid, req.Uuid) {
+			body.Res.Returnval = append(body.Res.Returnval, vm.Self)
+		}
+	}
+	return body
 }
 
 // HttpNfcLease is on the server until it is completed or aborted, or until it times out.
@@ -233,14 +249,23 @@ func (l *HttpNfcLease) HttpNfcLeaseGetManifest(*types.HttpNfcLeaseGetManifest) s
 	return body
 }
 
+// By algorithm and file: disks never change.
+var sums sync.Map
+
 func sum(sum hash.Hash, file string) string {
+	key := fmt.Sprint(sum.Size(), file)
+	if known, found := sums.Load(key); found {
+		return known.(string)
+	}
 	handle, err := os.Open(file)
 	if err != nil {
 		return ""
 	}
 	defer handle.Close()
 	_, _ = io.Copy(sum, handle)
-	return fmt.Sprintf("%x", sum.Sum(nil))
+	text := fmt.Sprintf("%x", sum.Sum(nil))
+	sums.Store(key, text)
+	return text
 }
 
 // serveDisk serves /nfc/export/<lease>/disk-<n>.vmdk; like ESXi without ranges unless told.

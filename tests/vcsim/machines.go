@@ -61,6 +61,14 @@ func equip(vm *simulator.VirtualMachine, index int, files []string) ([]disk, err
 	vm.Config.Annotation = "kept for <accounting> & friends"
 	vm.Config.GuestId, vm.Config.GuestFullName = "debian11_64Guest", "Debian GNU/Linux 11 (64-bit)"
 	vm.Config.Firmware = "bios"
+	// Those after the second are its clones: they have the UUID of its BIOS.
+	clone := index
+	if clone > 1 {
+		clone = 1
+	}
+	vm.Config.InstanceUuid = fmt.Sprintf("5010aaaa-0000-0000-0000-%012d", index)
+	vm.Config.Uuid = fmt.Sprintf("4210aaaa-0000-0000-0000-%012d", clone)
+	vm.Summary.Config.InstanceUuid, vm.Summary.Config.Uuid = vm.Config.InstanceUuid, vm.Config.Uuid
 	if index == 0 {
 		vm.Config.Firmware = "efi"
 		vm.Config.BootOptions = &types.VirtualMachineBootOptions{EfiSecureBootEnabled: types.NewBool(true)}

@@ -1,8 +1,9 @@
 // vcsim: govmomi's vCenter simulator with what it lacks of an export: ExportVm, ExportSnapshot,
-// their lease and its downloads, and CreateDescriptor.
+// their lease and its downloads, CreateDescriptor, FindAllByUuid.
 //
 //	vcsim [-esx] [-certificates directory [-tls]] -vm name[:on]=disk.vmdk[,disk.vmdk] ...
 //
+// Serves files of this host below /file/, to be compared with.
 // Prints one line "vcsim <url>" when it listens, and ends when its standard input does. /control
 // tells and changes what happens; see control.go.
 package main
@@ -77,6 +78,9 @@ func (e *exports) before(next http.Handler) http.Handler {
 		case strings.HasPrefix(r.URL.Path, "/nfc/export/"):
 			e.serveDisk(w, r)
 			return
+		case strings.HasPrefix(r.URL.Path, "/file/"):
+			http.ServeFile(w, r, strings.TrimPrefix(r.URL.Path, "/file"))
+			return
 		case r.URL.Path == "/control":
 			e.control(w, r)
 			return
@@ -96,7 +100,9 @@ func (e *exports) before(next http.Handler) http.Handler {
 
 // redirect names our object instead of the simulator's where only ours has the method.
 func (e *exports) redirect(body []byte) []byte {
-	for _, method := range []string{"<ExportVm ", "<ExportSnapshot ", "<CreateDescriptor "} {
+	for _, method := range []string{
+		"<ExportVm ", "<ExportSnapshot ", "<CreateDescriptor ", "<FindAllByUuid ",
+	} {
 		at := bytes.Index(body, []byte(method))
 		if at < 0 {
 			continue
