@@ -203,6 +203,16 @@ fn a_running_vm_is_exported_from_a_snapshot() {
 }
 
 #[test]
+fn a_quiet_export_says_nothing() {
+    let scene = Scene::new(Vec::new());
+    let output = scene.export("web", &["--quiet"]);
+    expect(&output, 0, "");
+    assert_eq!(said(&output), (String::new(), String::new()));
+    scene.assert_same("web", &["a", "b"]);
+    scene.simulator.assert_clean();
+}
+
+#[test]
 fn an_appliance_is_packed() {
     let scene = Scene::new(Vec::new());
     expect(&scene.export("web", &["--format", "ova"]), 0, "");

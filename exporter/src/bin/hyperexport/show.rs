@@ -9,9 +9,7 @@ use exporter::transfer::Monitor;
 use exporter::worker::daemon::Presence;
 use exporter::worker::follow::Ending;
 use exporter::worker::{Outcome, Route, Task};
-use indicatif::{
-    HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle,
-};
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 /// What a link of 1 Gbit/s carries in a second.
@@ -36,14 +34,12 @@ impl Bar {
         quiet: bool,
         cancelled: Arc<AtomicBool>,
     ) -> Self {
-        let bar = ProgressBar::no_length();
         let bar = match other {
-            Some(other) => bars.insert_after(other, bar),
-            None => bars.add(bar),
+            // One that is hidden stands behind no other.
+            _ if quiet => ProgressBar::hidden(),
+            Some(other) => bars.insert_after(other, ProgressBar::no_length()),
+            None => bars.add(ProgressBar::no_length()),
         };
-        if quiet {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
         bar.enable_steady_tick(Duration::from_millis(200));
         Self {
             bars: bars.clone(),

@@ -54,6 +54,15 @@ pub struct Entry {
     pub checksum: Option<String>,
 }
 
+/// Tells that the work is over, even if it panicked: its scope waits for who listens.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl<'a> Lease<'a> {
     /// Waits until the lease that a method returned is ready.
     pub fn take(
@@ -149,9 +158,8 @@ impl<'a> Lease<'a> {
         let ended = AtomicBool::new(false);
         let done = std::thread::scope(|scope| {
             scope.spawn(|| self.beat(progress, total, lost, &ended, monitor));
-            let done = work();
-            ended.store(true, Ordering::Relaxed);
-            done
+            let _ending = Ending(&ended);
+            work()
         });
         match lost.take() {
             Some(error) if done.is_err() => Err(error),
