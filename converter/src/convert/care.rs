@@ -28,12 +28,17 @@ use crate::source::{self, Appliance};
 pub fn care(
     appliance: &Appliance,
     order: &Order<'_>,
-    care: &Care,
+    care: &mut Care,
     converted: &mut Converted,
     observer: &dyn Observer,
     on_phase: &mut dyn FnMut(Phase),
 ) -> Result<()> {
-    let mut findings = care.preflight.findings.clone();
+    if care.preflight.is_none() {
+        // Of what arrived meanwhile: an appliance that finds nothing takes as long as another.
+        care.foresee(appliance)?;
+        care.findings().iter().for_each(|it| observer.find(it));
+    }
+    let mut findings = care.findings().to_vec();
     tend(appliance, order, care, converted, observer, on_phase)?;
     let guest = &mut converted.metadata.guest;
     let found = guest.inspection.iter().flat_map(Guest::findings);
@@ -58,8 +63,7 @@ fn tend(
         let outcome = Outcome::left(GuestCode::Off, "guest.fix is off");
         return tell(converted, outcome, order.directory);
     }
-    let refusal = care.preflight.refusal.as_ref();
-    if let Some(refusal) = refusal.filter(|it| it.code == GuestCode::NoSystem) {
+    if let Some(refusal) = care.refusal().filter(|it| it.code == GuestCode::NoSystem) {
         return tell(
             converted,
             Outcome::refused(refusal.clone()),
@@ -115,7 +119,7 @@ fn repair(
     if care.settings.fix == GuestFix::Off {
         return Ok(Outcome::left(GuestCode::Off, "guest.fix is off"));
     }
-    if let Some(refusal) = &care.preflight.refusal {
+    if let Some(refusal) = care.refusal() {
         return Ok(Outcome::refused(refusal.clone()));
     }
     let macs = macs(machine);

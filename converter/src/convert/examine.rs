@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use queue::instance::config::{BootCheck, Guest as Settings, GuestFix};
-use queue::job::{self, Machine, Nic};
+use queue::job::{self, Finding, Machine, Nic};
 
 use super::preflight::{Preflight, preflight};
 use super::{Plan, copy, vm};
@@ -23,7 +23,8 @@ pub struct Care {
     pub keys: Vec<Vec<u8>>,
     /// Whether each image is read again and compared with what was copied.
     pub validate: bool,
-    pub preflight: Preflight,
+    /// `None`: nobody has looked yet.
+    pub preflight: Option<Preflight>,
 }
 
 /// What systemd's LoadCredential= calls the keys of encrypted guests.
@@ -40,21 +41,31 @@ impl Care {
             site: guest::site(settings, work),
             keys: keys(),
             validate: false,
-            preflight: Preflight::default(),
+            preflight: None,
         }
     }
 
-    /// Looks at the disks before they are copied; an error if a repair that is required is known
-    /// to be impossible.
+    /// Looks at the disks as soon as all of them are there; an error if a repair that is required
+    /// is known to be impossible.
     pub fn foresee(&mut self, appliance: &Appliance) -> Result<()> {
         if !self.is_wanted() {
             return Ok(());
         }
         self.preflight = preflight(appliance, !self.keys.is_empty())?;
-        match &self.preflight.refusal {
+        match self.refusal() {
             Some(refusal) if self.settings.fix == GuestFix::Require => Err(required(&refusal.text)),
             _ => Ok(()),
         }
+    }
+
+    /// What is known of the guest before its repair.
+    pub fn findings(&self) -> &[Finding] {
+        self.preflight.as_ref().map_or(&[], |it| &it.findings)
+    }
+
+    /// Why no repair can succeed, if that is certain.
+    pub fn refusal(&self) -> Option<&Finding> {
+        self.preflight.as_ref()?.refusal.as_ref()
     }
 
     /// Whether anything follows the copying.
@@ -95,7 +106,8 @@ pub struct Examined {
 /// Looks at the guest of an appliance. The disks are copied aside first, since the appliance reads
 /// no container of another product through us; the source is only read.
 pub fn examine(appliance: &Appliance, care: &Care, observer: &dyn Observer) -> Result<Examined> {
-    if let Some(refusal) = preflight(appliance, !care.keys.is_empty())?.refusal {
+    let preflight = preflight(appliance, !care.keys.is_empty())?;
+    if let Some(refusal) = preflight.and_then(|it| it.refusal) {
         return Ok(Examined {
             guest: None,
             code: Some(refusal.code.as_str().to_owned()),

@@ -18,14 +18,11 @@ pub struct Preflight {
     pub refusal: Option<Finding>,
 }
 
-/// Looks at every disk; with `has_keys`, what is encrypted may be opened.
-pub fn preflight(appliance: &Appliance, has_keys: bool) -> Result<Preflight> {
-    // What still arrives cannot be looked at: then the repair alone tells.
+/// Looks at every disk; with `has_keys`, what is encrypted may be opened. `None`: one of them
+/// still arrives, and cannot be looked at yet.
+pub fn preflight(appliance: &Appliance, has_keys: bool) -> Result<Option<Preflight>> {
     if appliance.disks.iter().any(SourceDisk::is_growing) {
-        return Ok(Preflight {
-            findings: Vec::new(),
-            refusal: None,
-        });
+        return Ok(None);
     }
     let mut volumes = Vec::new();
     let mut may_boot = false;
@@ -40,9 +37,9 @@ pub fn preflight(appliance: &Appliance, has_keys: bool) -> Result<Preflight> {
     }
     if !may_boot {
         let text = "no disk has partitions or a boot loader".to_owned();
-        return Ok(Preflight::refused(GuestCode::NoSystem, text));
+        return Ok(Some(Preflight::refused(GuestCode::NoSystem, text)));
     }
-    Ok(judge(&volumes, has_keys))
+    Ok(Some(judge(&volumes, has_keys)))
 }
 
 impl Preflight {

@@ -141,7 +141,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
     }
     job.check_conflict(wished.plan.format.as_str())?;
     vm::check_space(&appliance, &wished.plan, &job.staging_dir())?;
-    let caring = foresee(job, &appliance, wished.care(&settings.care))?;
+    let mut caring = foresee(job, &appliance, wished.care(&settings.care))?;
     job.record.notes.clone_from(&wished.notes);
     job.record.notes.extend(appliance.notes.iter().cloned());
     note_time(job, Phase::Verify, started);
@@ -180,7 +180,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
             disk.name, disk.format
         ));
     })?;
-    care_for(&appliance, &order, &caring, &mut converted, &reporter)?;
+    care_for(&appliance, &order, &mut caring, &mut converted, &reporter)?;
     drop(reporter);
     converted.metadata.attempts = attempts;
     converted.metadata.notes.extend(wished.notes);
@@ -193,7 +193,7 @@ fn convert(job: &mut Job, settings: &Settings, activity: &Activity) -> Result<Wo
 /// Tells what is known of the guest before anything is copied.
 fn foresee(job: &mut Job, appliance: &Appliance, mut caring: Care) -> Result<Care> {
     let foreseen = caring.foresee(appliance);
-    job.record.findings.clone_from(&caring.preflight.findings);
+    job.record.findings = caring.findings().to_vec();
     foreseen.map(|()| caring)
 }
 
@@ -240,7 +240,7 @@ fn take_name(job: &mut Job, appliance: &Appliance) -> Result<Begun> {
 fn care_for(
     appliance: &Appliance,
     order: &Order<'_>,
-    caring: &Care,
+    caring: &mut Care,
     converted: &mut Converted,
     reporter: &Reporter<'_>,
 ) -> Result<()> {

@@ -140,6 +140,25 @@ fn followed_from_the_first_byte_to_the_last() {
     daemon.stop();
 }
 
+/// An appliance that looks for a system in vain would take longer than the conversion.
+#[test]
+fn what_arrived_is_looked_at_before_a_repair() {
+    let site = Site::repairing(&format!("{CONFIG}[guest]\nfix = \"try\"\n"));
+    let mut daemon = site.start();
+    let (_, growing) = submit(&site, "web", &["a.vmdk"]);
+    append(&growing[0], &samples::stream());
+    daemon.wait(60, "it is followed", || {
+        record_of(&site, "web").is_some_and(|record| record.phase == Phase::Convert)
+    });
+    growing[0].declare_end(None).unwrap();
+    let record = finish(&site, &mut daemon, "web");
+    let codes: Vec<&str> = record.findings.iter().map(|it| it.code.as_str()).collect();
+    assert_eq!(codes, ["no_system"]);
+    let repair = Phase::Repair.as_str();
+    assert!(!record.timings.contains_key(repair), "{:?}", record.timings);
+    daemon.stop();
+}
+
 #[test]
 fn while_one_arrives_others_are_converted() {
     let site = Site::new(CONFIG);
@@ -151,7 +170,6 @@ fn while_one_arrives_others_are_converted() {
     let (_, other) = submit(&site, "other", &["other.vmdk"]);
     append(&other[0], &bytes[..bytes.len() / 2]);
     wait_for(&mut daemon, &site, "other", bytes.len() / 2);
-    // Also with a single slot.
     // With a single slot, both are followed, and neither holds up the other or what is whole.
     append(&other[0], &bytes[bytes.len() / 2..]);
     other[0].declare_end(None).unwrap();

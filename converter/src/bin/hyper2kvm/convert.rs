@@ -164,7 +164,7 @@ fn convert(
     let mut converted = vm::vm(&mut appliance, &order, &progress, &mut |number, disk| {
         progress.say(format!("{} ({number}/{count})", disk.name));
     })?;
-    care_for(&caring, &appliance, &order, &mut converted, &progress)?;
+    care_for(&mut caring, &appliance, &order, &mut converted, &progress)?;
     drop(progress);
     converted
         .metadata
@@ -199,7 +199,7 @@ fn check_place(path: &Path, place: &Place, disks: usize) -> Result<()> {
 
 /// Repairs the guest; says why one was left as it is, unless that was asked for.
 fn care_for(
-    caring: &Care,
+    caring: &mut Care,
     appliance: &Appliance,
     order: &Order<'_>,
     converted: &mut Converted,
