@@ -6,7 +6,8 @@ use std::path::Path;
 use queue::job::Machine;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::transfer::download::Sink;
 use crate::transfer::{Algorithm, Monitor};
 
 /// What `discover` tells of a VM: what costs the server little.
@@ -95,9 +96,27 @@ pub struct Delivered {
 }
 
 /// How an export is to be done, whatever the provider.
-#[derive(Debug, Clone, Copy)]
-pub struct Order {
+#[derive(Clone, Copy)]
+pub struct Order<'a> {
     pub checksum: Algorithm,
+    /// Where the disks go if each of them arrives from its first byte to its last; else they go
+    /// into the directory.
+    pub stream: Option<&'a dyn Stream>,
+}
+
+/// Whoever reads the disks of an export while they arrive.
+pub trait Stream: Sync {
+    /// All disks begin to arrive. Of `expected`, the checksums are not known.
+    fn begin(&self, expected: &Exported) -> Result<()>;
+    /// Where the disk of this file is appended to.
+    fn sink(&self, file: &str) -> Result<Box<dyn Sink + '_>>;
+    /// This disk is there. It may still turn out to be damaged.
+    fn end(&self, disk: &Delivered) -> Result<()>;
+    /// All disks are there, and are what the provider has sent: the export has succeeded.
+    fn finish(&self, disks: &[Delivered]) -> Result<()>;
+    /// A disk has to be fetched anew, for this reason: what was read cannot be taken back. The
+    /// error to end the export with.
+    fn fail(&self, why: &str) -> Error;
 }
 
 /// What an export brought.
@@ -111,6 +130,8 @@ pub struct Exported {
     pub descriptor: Option<String>,
     /// What the administrator should know of this export, one line each.
     pub warnings: Vec<String>,
+    /// Whether the disks went to `Order::stream`.
+    pub is_streamed: bool,
 }
 
 /// Something that an export leaves on the server for as long as it runs, and no longer.
@@ -144,7 +165,7 @@ pub trait Provider: Send + Sync {
     /// The one VM that `vm` means, in the words of `discover`; several are an error that lists
     /// them. Changes nothing.
     fn describe(&self, vm: &str) -> Result<Vm>;
-    /// Brings all disks into the directory `into`, or fails; what lies there of a failed export is
+    /// Brings all disks into the directory `into` (or the stream of `order`), or fails; what lies there of a failed export is
     /// the caller's to remove. The VM and its disks are never modified. What has to be made on the
     /// server meanwhile is in the ledger first, and gone when this returns, also in failure and
     /// when the monitor cancels; what could not be removed stays in the ledger.
@@ -152,7 +173,7 @@ pub trait Provider: Send + Sync {
         &self,
         vm: &Vm,
         into: &Path,
-        order: Order,
+        order: Order<'_>,
         ledger: &dyn Ledger,
         monitor: &dyn Monitor,
     ) -> Result<Exported>;

@@ -23,6 +23,8 @@ pub enum Harm {
     Cut(usize),
     /// Nothing more is sent, and the connection stays.
     Stall(usize),
+    /// Nothing more is sent until `Proxy::release`.
+    Hold(usize),
     /// Another status, and no body.
     Status(u16),
     /// One byte is another.
@@ -63,6 +65,7 @@ struct Shared {
     rules: Vec<Rule>,
     config: Arc<ServerConfig>,
     ended: AtomicBool,
+    released: AtomicBool,
     /// The first line of every request, with the SOAP method.
     seen: Mutex<Vec<String>>,
 }
@@ -89,6 +92,7 @@ impl Proxy {
             rules,
             config: Arc::new(config),
             ended: AtomicBool::new(false),
+            released: AtomicBool::new(false),
             seen: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
@@ -111,6 +115,11 @@ impl Proxy {
 
     pub fn port(&self) -> &str {
         self.address.rsplit(':').next().unwrap()
+    }
+
+    /// What is held goes on, and nothing is held any more.
+    pub fn release(&self) {
+        self.shared.released.store(true, Ordering::Relaxed);
     }
 
     /// How many requests contained the text.
@@ -179,20 +188,14 @@ impl Shared {
                 }
                 Some(Harm::Stall(offset)) if is_here(offset) => {
                     client.write_all(&chunk[..offset - at]).ok()?;
-                    // Until the client goes, or the test ends.
-                    let end = Instant::now() + LIMIT;
-                    let mut byte = [0];
-                    client
-                        .sock
-                        .set_read_timeout(Some(Duration::from_millis(100)))
-                        .ok()?;
-                    while Instant::now() < end && !self.ended.load(Ordering::Relaxed) {
-                        if matches!(client.sock.peek(&mut byte), Ok(0)) {
-                            break;
-                        }
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
+                    self.wait(client, &self.ended)?;
                     return None;
+                }
+                Some(Harm::Hold(offset)) if is_here(offset) => {
+                    let held = chunk.split_off(offset - at);
+                    client.write_all(&chunk).ok()?;
+                    self.wait(client, &self.released)?;
+                    chunk = held;
                 }
                 Some(Harm::Flip(offset)) if is_here(offset) => chunk[offset - at] ^= 0x10,
                 Some(Harm::Longer(by)) if length == 0 && by > 0 => {
@@ -217,6 +220,24 @@ impl Shared {
             client.write_all(&chunk).ok()?;
             at += length;
         }
+    }
+}
+
+impl Shared {
+    /// Until it is set; `None` if the client goes or the test ends before.
+    fn wait(&self, client: &mut Stream, is_set: &AtomicBool) -> Option<()> {
+        let end = Instant::now() + LIMIT;
+        let mut byte = [0];
+        let pause = Some(Duration::from_millis(100));
+        client.sock.set_read_timeout(pause).ok()?;
+        while !is_set.load(Ordering::Relaxed) {
+            let is_over = Instant::now() >= end || self.ended.load(Ordering::Relaxed);
+            if is_over || matches!(client.sock.peek(&mut byte), Ok(0)) {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(())
     }
 }
 

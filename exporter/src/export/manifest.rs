@@ -1,7 +1,7 @@
 //! The Artifact Manifest of an export, as HyperSDK and our own converter read it.
 use std::time::SystemTime;
 
-use queue::job::manifest::{Disk, Manifest, ManifestNic, Source, Vm as ManifestVm};
+use queue::job::manifest::{Disk, MADE_BY, Manifest, ManifestNic, Source, Vm as ManifestVm};
 use queue::job::record::timestamp;
 use queue::job::{JobId, Machine};
 use serde_json::Value;
@@ -10,7 +10,14 @@ use crate::machine::{Delivered, Exported, Provider, Vm};
 
 pub const FILE_NAME: &str = "manifest.json";
 
-pub fn build(provider: &dyn Provider, vm: &Vm, exported: &Exported, job: JobId) -> Manifest {
+/// `is_growing`: the disks begin to arrive.
+pub fn build(
+    provider: &dyn Provider,
+    vm: &Vm,
+    exported: &Exported,
+    job: JobId,
+    is_growing: bool,
+) -> Manifest {
     let now = timestamp(SystemTime::now());
     Manifest {
         manifest_version: "1.0".to_owned(),
@@ -28,7 +35,7 @@ pub fn build(provider: &dyn Provider, vm: &Vm, exported: &Exported, job: JobId) 
             .disks
             .iter()
             .enumerate()
-            .map(|(index, delivered)| disk(index, delivered, vm))
+            .map(|(index, delivered)| disk(index, delivered, vm, is_growing))
             .collect(),
         nics: vm.machine.nics.iter().enumerate().map(nic).collect(),
         notes: notes(vm),
@@ -38,7 +45,7 @@ pub fn build(provider: &dyn Provider, vm: &Vm, exported: &Exported, job: JobId) 
             .map(|text| warning(text, &now))
             .collect(),
         metadata: Some(serde_json::json!({
-            "hyperexport_version": env!("CARGO_PKG_VERSION"),
+            MADE_BY: env!("CARGO_PKG_VERSION"),
             "job_id": job.to_string(),
             "created_at": now,
             "tags": vm.tags,
@@ -76,19 +83,19 @@ fn warning(text: &str, now: &str) -> Value {
     serde_json::json!({"stage": "export", "message": text, "timestamp": now})
 }
 
-fn disk(index: usize, delivered: &Delivered, vm: &Vm) -> Disk {
+fn disk(index: usize, delivered: &Delivered, vm: &Vm, is_growing: bool) -> Disk {
     let known = vm.disks.iter().find(|disk| disk.id == delivered.id);
     Disk {
         id: delivered.id.clone(),
         source_format: delivered.format.clone(),
         bytes: delivered.size_bytes,
         local_path: delivered.file.clone(),
-        checksum: Some(delivered.checksum.clone()),
+        checksum: (!is_growing).then(|| delivered.checksum.clone()),
         boot_order_hint: i64::try_from(index).ok(),
         label: known.and_then(|disk| disk.label.clone()),
         disk_type: None,
         bus: known.and_then(|disk| disk.bus.clone()),
-        growing: false,
+        growing: is_growing,
         unknown: Default::default(),
     }
 }

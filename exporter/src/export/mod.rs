@@ -10,10 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use self::origin::Origin;
+use queue::job::manifest::Manifest;
 use queue::job::{JobId, VmName};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::machine::{Delivered, Ledger, Order, Provider, Vm};
+use crate::machine::{Delivered, Exported, Ledger, Order, Provider, Stream, Vm};
 use crate::transfer::{Algorithm, MODE, Monitor};
 
 /// A VM that is described and not yet exported.
@@ -69,30 +70,48 @@ impl Export {
         form: Form,
         monitor: &dyn Monitor,
     ) -> Result<Vec<Delivered>> {
-        let order = Order {
-            checksum: form.checksum,
-        };
-        let exported = self
-            .provider
-            .export(&self.vm, directory, order, &*self.ledger, monitor)?;
-        for warning in &exported.warnings {
-            monitor.warn(warning);
-        }
+        let exported = self.fetch(directory, form.checksum, None, monitor)?;
         if self.as_ova {
             let name = self.name.as_str();
             return Ok(vec![ova::pack(directory, name, &exported, monitor)?]);
         }
         if form.manifest {
-            let manifest = manifest::build(&*self.provider, &self.vm, &exported, job);
-            let mut text = serde_json::to_string_pretty(&manifest).map_err(|error| {
-                Error::new(ErrorKind::Internal, "write the manifest").with_source(error)
-            })?;
-            text.push('\n');
-            let path = directory.join(manifest::FILE_NAME);
-            std::fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(MODE))
-                .map_err(|error| Error::io("set the mode of", &path, error))?;
+            write(directory, &self.manifest(&exported, job, false))?;
         }
         Ok(exported.disks)
     }
+
+    /// Brings the disks into the directory, or where `stream` has them, and no manifest.
+    pub fn fetch(
+        &self,
+        directory: &Path,
+        checksum: Algorithm,
+        stream: Option<&dyn Stream>,
+        monitor: &dyn Monitor,
+    ) -> Result<Exported> {
+        let order = Order { checksum, stream };
+        let provider = &self.provider;
+        let exported = provider.export(&self.vm, directory, order, &*self.ledger, monitor)?;
+        for warning in &exported.warnings {
+            monitor.warn(warning);
+        }
+        Ok(exported)
+    }
+
+    /// What tells the converter of the disks; `is_growing`: they only begin to arrive.
+    pub fn manifest(&self, exported: &Exported, job: JobId, is_growing: bool) -> Manifest {
+        manifest::build(&*self.provider, &self.vm, exported, job, is_growing)
+    }
+}
+
+/// Writes the manifest into the directory of an export.
+pub fn write(directory: &Path, manifest: &Manifest) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(manifest).map_err(|error| {
+        Error::new(ErrorKind::Internal, "write the manifest").with_source(error)
+    })?;
+    text.push('\n');
+    let path = directory.join(manifest::FILE_NAME);
+    std::fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(MODE))
+        .map_err(|error| Error::io("set the mode of", &path, error))
 }

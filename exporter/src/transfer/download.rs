@@ -1,7 +1,7 @@
 //! One file over HTTP, hashed while it arrives; interrupted ones go on where the server allows it.
 //!
 //! The file grows from its beginning and is never written ahead of itself, so that a reader may
-//! follow it; it begins anew only where the server cannot go on, and then `restarts` tells.
+//! follow it; it begins anew only where the server cannot go on, and its sink lets it.
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -34,60 +34,97 @@ pub struct Fetched {
     pub size_bytes: u64,
     /// As `Source::algorithms`.
     pub checksums: Vec<String>,
-    pub restarts: u32,
 }
 
-/// Downloads to a new file at `to`.
+/// Where a download goes.
+pub trait Sink {
+    /// Takes away what lies behind so many bytes.
+    fn cut(&mut self, length_bytes: u64) -> Result<()>;
+    /// Writes all of `bytes` to the end.
+    fn append(&mut self, bytes: &[u8]) -> Result<()>;
+    /// Nothing more comes.
+    fn finish(&mut self) -> Result<()>;
+}
+
+/// A file that nobody reads before it is whole.
+pub struct NewFile<'a> {
+    file: File,
+    path: &'a Path,
+}
+
+impl<'a> NewFile<'a> {
+    pub fn create(path: &'a Path) -> Result<Self> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(MODE)
+            .open(path)
+            .map_err(|error| Error::io("create", path, error))?;
+        // Whatever the umask says: a download that the converter cannot read is none.
+        file.set_permissions(std::fs::Permissions::from_mode(MODE))
+            .map_err(|error| Error::io("set the mode of", path, error))?;
+        Ok(Self { file, path })
+    }
+}
+
+impl Sink for NewFile<'_> {
+    fn cut(&mut self, length_bytes: u64) -> Result<()> {
+        self.file
+            .set_len(length_bytes)
+            .and_then(|()| self.file.seek(SeekFrom::Start(length_bytes)))
+            .map_err(|error| Error::io("set the length of", self.path, error))?;
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all(bytes)
+            .map_err(|error| Error::io("write", self.path, error))
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Downloads into an empty sink.
 pub fn fetch(
     client: &Client,
     source: &Source<'_>,
-    to: &Path,
+    sink: &mut dyn Sink,
     monitor: &dyn Monitor,
 ) -> Result<Fetched> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(MODE)
-        .open(to)
-        .map_err(|error| Error::io("create", to, error))?;
-    // Whatever the umask says: a download that the converter cannot read is none.
-    file.set_permissions(std::fs::Permissions::from_mode(MODE))
-        .map_err(|error| Error::io("set the mode of", to, error))?;
     let mut download = Download {
         client,
         source,
-        file,
-        to,
+        sink,
         monitor,
         hashers: Vec::new(),
         written: 0,
         farthest: 0,
         counted: 0,
-        restarts: 0,
         version: None,
     };
     download.begin_anew()?;
     download.run()?;
+    download.sink.finish()?;
     let hashers = std::mem::take(&mut download.hashers);
     Ok(Fetched {
         size_bytes: download.written,
         checksums: hashers.into_iter().map(Hasher::finish).collect(),
-        restarts: download.restarts,
     })
 }
 
 struct Download<'a> {
     client: &'a Client,
     source: &'a Source<'a>,
-    file: File,
-    to: &'a Path,
+    sink: &'a mut dyn Sink,
     monitor: &'a dyn Monitor,
     hashers: Vec<Hasher>,
     written: u64,
     farthest: u64,
     /// What the monitor was told of.
     counted: u64,
-    restarts: u32,
     /// The validator that the first answer had.
     version: Option<String>,
 }
@@ -136,26 +173,14 @@ impl Download<'_> {
     }
 
     fn begin_anew(&mut self) -> Result<()> {
-        if self.written > 0 {
-            self.restarts += 1;
-        }
         self.written = 0;
         self.version = None;
-        self.cut()?;
+        // What a failed write may have left behind the bytes that count goes as well.
+        self.sink.cut(0)?;
         let algorithms = self.source.algorithms.iter();
         self.hashers = algorithms
             .map(|algorithm| Hasher::new(*algorithm))
             .collect();
-        Ok(())
-    }
-
-    /// Takes away what a failed write may have left behind the bytes that count.
-    fn cut(&mut self) -> Result<()> {
-        let (to, written) = (self.to, self.written);
-        self.file
-            .set_len(written)
-            .and_then(|()| self.file.seek(SeekFrom::Start(written)))
-            .map_err(|error| Error::io("set the length of", to, error))?;
         Ok(())
     }
 
@@ -210,7 +235,7 @@ impl Download<'_> {
             }
             StatusCode::PARTIAL_CONTENT if self.written > 0 => match range {
                 Some(range) if range.start == self.written && version == self.version => {
-                    self.cut()?;
+                    self.sink.cut(self.written)?;
                     let end = length.map(|length| self.written.saturating_add(length));
                     range.total.or(end)
                 }
@@ -248,10 +273,7 @@ impl Download<'_> {
                 format!("{name}: the server sends more than {end} bytes"),
             ));
         }
-        let to = self.to;
-        self.file
-            .write_all(bytes)
-            .map_err(|error| Error::io("write", to, error))?;
+        self.sink.append(bytes)?;
         for hasher in &mut self.hashers {
             hasher.update(bytes);
         }

@@ -12,6 +12,8 @@ use crate::job::{Firmware, Machine, Nic, Priority};
 
 /// The largest manifest that is read, in bytes.
 pub const MAX_BYTES: u64 = 1024 * 1024;
+/// In `metadata`, what exporters of this product are known by.
+pub const MADE_BY: &str = "hyperexport_version";
 /// The fixed names that legacy exporters overwrite in place.
 pub const FIXED_NAMES: [&str; 2] = ["manifest.json", "artifact-manifest.json"];
 const MAX_DISKS: usize = 256;

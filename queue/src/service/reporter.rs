@@ -93,6 +93,11 @@ impl<'a> Reporter<'a> {
         change(&mut lock(&self.pen).job.record);
     }
 
+    /// Does something with the job itself.
+    pub fn with_job<T>(&self, act: impl FnOnce(&mut Job) -> T) -> T {
+        act(lock(&self.pen).job)
+    }
+
     /// `bytes` more are to be done than was known before.
     pub fn expect(&self, bytes: u64) {
         self.activity

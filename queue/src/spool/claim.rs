@@ -35,6 +35,7 @@ impl Spool {
             place: drop.place.clone(),
             lane: drop.lane.clone(),
             target: None,
+            streamed: None,
             priority: drop.priority,
             created_at: record::timestamp(SystemTime::now()),
             attempts: 0,

@@ -1,5 +1,5 @@
 //! Deliver: how an export ends. Its job directory, staged in the target queue's `.incoming/`,
-//! becomes a drop there by one rename.
+//! becomes a drop there by one rename. What was streamed is a drop already, and is declared whole.
 //!
 //! `Stage::Delivering` is noted when what is staged is whole and durable: from then on it is
 //! renamed, by whoever finds it, and what is no longer staged was renamed.
@@ -28,7 +28,7 @@ impl Job {
     }
 
     /// A queue that is not there now was there when its configuration was written.
-    fn check_target(&self, target: &Target) -> Result<()> {
+    pub(super) fn check_target(&self, target: &Target) -> Result<()> {
         if self.volume().stat(&target.queue.join(INCOMING))?.is_some() {
             return Ok(());
         }
@@ -50,14 +50,19 @@ impl Job {
     }
 
     fn note_delivery(&mut self) -> Result<()> {
+        if matches!(self.memory.stage, Stage::Delivering { .. }) {
+            return Ok(());
+        }
         self.record.phase = Phase::Publish;
         self.save_record(false)?;
         let staging = self.staging_dir();
         durable::sync_tree(self.volume(), &staging)?;
         self.volume().sync(durable::parent(&staging))?;
-        let stage = Stage::Delivering {
-            name: self.id().to_string(),
-        };
+        let name = self.id().to_string();
+        self.note_delivering(Stage::Delivering { name })
+    }
+
+    pub(super) fn note_delivering(&mut self, stage: Stage) -> Result<()> {
         let running = std::mem::replace(&mut self.memory.stage, stage);
         if let Err(error) = self.spool.save_memory(&self.memory) {
             self.memory.stage = running;
@@ -80,7 +85,10 @@ impl Job {
             };
             // Else an unmounted file system would look like a drop that was renamed.
             self.check_target(&target)?;
-            self.rename_staged(&target, &drop)?;
+            match self.memory.streamed {
+                Some(_) => self.declare_ends()?,
+                None => self.rename_staged(&target, &drop)?,
+            }
             self.tell_delivered(target, drop)?;
         } else {
             // Whoever told it may have died before it was durable.

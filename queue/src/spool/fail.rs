@@ -61,6 +61,7 @@ impl Job {
             return Ok(Fate::Publishing);
         }
         let failure = Failure::from(error);
+        self.abort_stream(&error.to_line())?;
         let retry = &self.spool.policy.retry;
         if error.kind.is_transient() && self.memory.retries < retry.max_retries {
             let factor = retry
@@ -118,6 +119,8 @@ impl Job {
         self.record.not_before = None;
         self.record.finished_at = Some(record::timestamp(SystemTime::now()));
         self.save_record(true)?;
+        // Room that cannot be given back holds up no end.
+        let _ = self.discard_aborted();
         self.archive_failed(state, failure)?;
         self.remove_job_dir()
     }

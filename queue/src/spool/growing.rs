@@ -26,18 +26,23 @@ pub struct Growing {
 impl Submission {
     /// Creates the disk `name`, which the manifest beside it calls `growing`, to be appended to.
     pub fn grow(&self, name: &str) -> Result<Growing> {
-        let directory = Directory::open(self.directory())?;
-        let file = directory.create(name)?;
-        Ok(Growing {
-            directory,
-            file,
-            name: name.to_owned(),
-            path: self.directory().join(name),
-        })
+        Growing::create(self.directory(), name)
     }
 }
 
 impl Growing {
+    /// Creates the disk `name` in a directory that nobody sees yet.
+    pub(super) fn create(staging: &Path, name: &str) -> Result<Self> {
+        let directory = Directory::open(staging)?;
+        let file = directory.create(name)?;
+        Ok(Self {
+            directory,
+            file,
+            name: name.to_owned(),
+            path: staging.join(name),
+        })
+    }
+
     /// The disk's file, opened for appending; its length is what the converter takes for arrived.
     pub fn file(&self) -> &File {
         &self.file

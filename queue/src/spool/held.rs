@@ -244,6 +244,7 @@ impl Job {
     /// Puts a running job back unharmed, because the daemon stops: nobody's fault, not an attempt.
     pub fn release(mut self) -> Result<()> {
         if self.memory.stage == Stage::Running {
+            self.abort_stream("the export service was stopped; it exports the machine again")?;
             self.memory.attempts = self.memory.attempts.saturating_sub(1);
             self.keep_staging()?;
             self.put_back(None)?;

@@ -132,6 +132,7 @@ impl Spool {
             place: String::new(),
             lane: String::new(),
             target: None,
+            streamed: None,
             priority: Priority::Normal,
             created_at: record::timestamp(SystemTime::now()),
             attempts: 0,
@@ -198,6 +199,7 @@ impl Job {
 
     /// A worker died on this job: go on with what it noted durably, but not for ever.
     fn count_crash(mut self) -> Result<Hold> {
+        self.abort_stream("the export service died; it exports the machine again")?;
         // It may have died between taking its name and retiring what stood under it.
         self.spool.retire(&self.memory)?;
         let journal_bytes = self.journal_bytes()?;

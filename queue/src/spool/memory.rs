@@ -63,7 +63,8 @@ pub enum Stage {
     Running,
     /// The result in staging is whole and durable; only the publishing remains.
     Publishing { link: String, file: String },
-    /// The same of an export: what is staged in the target queue only has to be renamed to `name`.
+    /// The same of an export: what is staged in the target queue only has to be renamed to `name`;
+    /// of what was streamed under that name, only the disks' ends have to be declared.
     Delivering { name: String },
     /// Failed or cancelled for good; only the telling and archiving remain.
     Failed { state: JobState, failure: Failure },
@@ -74,6 +75,22 @@ pub enum Stage {
 pub struct Target {
     pub instance: String,
     pub queue: PathBuf,
+}
+
+/// What an export has put into its target's queue before it was whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streamed {
+    /// Its name there.
+    pub drop: JobId,
+    pub disks: Vec<StreamedDisk>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamedDisk {
+    pub file: String,
+    /// Of the file, once it is whole: `blake3:<hex>` or `sha256:<hex>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,6 +109,9 @@ pub struct Memory {
     /// The instance's queue into which an export goes, since it was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
+    /// What the present attempt streams, or did until its process died.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streamed: Option<Streamed>,
     #[serde(default)]
     pub priority: Priority,
     pub created_at: String,
@@ -137,7 +157,9 @@ impl Memory {
     /// Whoever wrote it: no path in it leaves the directory that it is relative to.
     pub fn check(&self) -> Result<()> {
         let paths = self.takes.iter().flat_map(|take| [&take.from, &take.to]);
+        let streamed = self.streamed.iter().flat_map(|streamed| &streamed.disks);
         let plain = paths
+            .chain(streamed.map(|disk| &disk.file))
             .chain([&self.drop, &self.owner])
             .all(|path| is_plain(path));
         if plain && (self.place.is_empty() || is_plain(&self.place)) {

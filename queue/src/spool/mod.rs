@@ -16,6 +16,7 @@ mod publish;
 pub mod recover;
 pub mod request;
 pub mod retry;
+mod stream;
 pub mod submit;
 mod supersede;
 #[cfg(test)]

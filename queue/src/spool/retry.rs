@@ -59,6 +59,7 @@ impl Spool {
         let memory = Memory {
             takes: report.archived,
             target: None,
+            streamed: None,
             attempts: report.job.attempts,
             crashes: 0,
             journal_bytes: 0,

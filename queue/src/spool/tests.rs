@@ -435,3 +435,58 @@ fn a_repaired_result_is_replaced_like_any_other() {
     site.must_convert(site.claim("vm.img", "vm", ""));
     assert!(!site.there("output/vm/change-report.json"));
 }
+
+/// What a dead export streamed is aborted, wherever the conversion has moved it; or declared whole,
+/// if that was noted.
+#[test]
+fn what_a_dead_export_streamed_is_ended() {
+    for is_claimed in [false, true] {
+        for is_whole in [false, true] {
+            let (exports, instance) = (Site::new(), Site::new());
+            let mut job = exports.claim("web.json", "web", "");
+            let queue = instance.at("queue");
+            let target = Target {
+                instance: "default".to_owned(),
+                queue: queue.clone(),
+            };
+            assert_eq!(job.begin_into(target).unwrap(), Begun::Yes);
+            fs::write(job.staging_dir().join("manifest.json"), "{}").unwrap();
+            let files = ["a.vmdk", "b.vmdk"].map(str::to_owned);
+            let growing = job.stream(&files).unwrap();
+            let drop_name = job.record.delivered.clone().unwrap().drop;
+            std::io::Write::write_all(&mut growing[0].file(), b"abc").unwrap();
+            let mut place = queue.join(&drop_name);
+            assert!(place.join("b.vmdk").exists());
+            if is_claimed {
+                let source = queue.join(".processing").join(JobId::new().to_string());
+                let source = source.join("source");
+                fs::create_dir_all(&source).unwrap();
+                fs::rename(&place, source.join(&drop_name)).unwrap();
+                place = source.join(&drop_name);
+            }
+            if is_whole {
+                let sums = ["blake3:00", "blake3:11"].map(str::to_owned);
+                job.end_stream(sums).unwrap();
+            }
+            let id = job.id();
+            drop(job);
+            let end = |file: &str| fs::read_to_string(place.join(format!("{file}.end"))).unwrap();
+            match exports.spool.hold(id).unwrap() {
+                Hold::Job(job) => {
+                    assert!(!is_whole && job.memory.streamed.is_none());
+                    assert!(end("a.vmdk").contains("the export service died"));
+                    assert!(end("b.vmdk").contains("aborted"));
+                }
+                Hold::Over => {
+                    assert!(is_whole);
+                    assert_eq!(end("a.vmdk"), "{\"bytes\":3,\"checksum\":\"blake3:00\"}\n");
+                    assert!(end("b.vmdk").contains("blake3:11"));
+                    let record = exports.spool.record(id).unwrap().unwrap();
+                    assert_eq!(record.state, JobState::Completed);
+                    assert_eq!(record.delivered.unwrap().drop, drop_name);
+                }
+                Hold::Busy => panic!("nobody holds it"),
+            }
+        }
+    }
+}

@@ -91,7 +91,7 @@ impl Provider for Local {
         &self,
         vm: &Vm,
         into: &Path,
-        order: Order,
+        order: Order<'_>,
         _: &dyn Ledger,
         monitor: &dyn Monitor,
     ) -> Result<Exported> {
@@ -125,6 +125,7 @@ impl Provider for Local {
             disks: delivered,
             descriptor: None,
             warnings: Vec::new(),
+            is_streamed: false,
         })
     }
 

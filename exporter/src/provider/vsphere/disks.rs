@@ -8,10 +8,11 @@ use super::Server;
 use super::lease::{Device, Entry, Lease, Lost};
 use super::session::Session;
 use crate::error::{Error, ErrorKind, Result};
-use crate::machine::{Delivered, Disk};
+use crate::machine::{Delivered, Disk, Stream};
+use crate::transfer::download::{self, NewFile, Sink};
 use crate::transfer::http::Url;
 use crate::transfer::tls::Thumbprint;
-use crate::transfer::{Algorithm, Monitor, download};
+use crate::transfer::{Algorithm, Monitor};
 
 /// A disk and where its content is.
 pub struct Task<'a> {
@@ -25,6 +26,8 @@ pub struct Downloads<'a> {
     pub lease: &'a Lease<'a>,
     pub into: &'a Path,
     pub checksum: Algorithm,
+    /// Else the disks go into the directory.
+    pub stream: Option<&'a dyn Stream>,
 }
 
 /// What came of one disk.
@@ -59,6 +62,9 @@ impl Downloads<'_> {
             let mut got = self.fetch_all(tasks, &all, check, &watch, monitor)?;
             let manifest = self.lease.manifest(steady)?;
             let wrong = check_all(tasks, &got, &manifest);
+            if let (Some(stream), Some((_, cause))) = (self.stream, wrong.first()) {
+                return Err(stream.fail(cause));
+            }
             if !wrong.is_empty() {
                 let names: Vec<&str> = wrong.iter().map(|(_, cause)| cause.as_str()).collect();
                 monitor.warn(&format!("{}; downloading it again", names.join(", ")));
@@ -85,7 +91,11 @@ impl Downloads<'_> {
                         .to_owned(),
                 );
             }
-            Ok((got.into_iter().map(|got| got.delivered).collect(), warnings))
+            let disks: Vec<Delivered> = got.into_iter().map(|got| got.delivered).collect();
+            if let Some(stream) = self.stream {
+                stream.finish(&disks)?;
+            }
+            Ok((disks, warnings))
         })
     }
 
@@ -148,13 +158,6 @@ impl Downloads<'_> {
 
     fn fetch(&self, task: &Task<'_>, check: Algorithm, monitor: &dyn Monitor) -> Result<Got> {
         let disk = task.disk;
-        let to = self.into.join(&disk.file);
-        // Of an earlier attempt of this very export.
-        if let Err(error) = std::fs::remove_file(&to)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(Error::io("remove", &to, error));
-        }
         let mut algorithms = vec![self.checksum];
         if check != self.checksum {
             algorithms.push(check);
@@ -166,17 +169,27 @@ impl Downloads<'_> {
             algorithms: &algorithms,
         };
         monitor.begin(&disk.file, disk.size_bytes);
-        let fetched = download::fetch(&self.session.client, &source, &to, monitor)?;
+        let to = self.into.join(&disk.file);
+        let mut sink: Box<dyn Sink + '_> = match self.stream {
+            Some(stream) => stream.sink(&disk.file)?,
+            None => Box::new(anew(&to)?),
+        };
+        let fetched = download::fetch(&self.session.client, &source, &mut *sink, monitor)?;
+        drop(sink);
         let checksum = fetched.checksums.first().cloned().unwrap_or_default();
+        let delivered = Delivered {
+            id: disk.id.clone(),
+            file: disk.file.clone(),
+            format: disk.format.clone(),
+            size_bytes: fetched.size_bytes,
+            checksum,
+        };
+        if let Some(stream) = self.stream {
+            stream.end(&delivered)?;
+        }
         Ok(Got {
             check: fetched.checksums.last().cloned().unwrap_or_default(),
-            delivered: Delivered {
-                id: disk.id.clone(),
-                file: disk.file.clone(),
-                format: disk.format.clone(),
-                size_bytes: fetched.size_bytes,
-                checksum,
-            },
+            delivered,
         })
     }
 
@@ -200,6 +213,16 @@ impl Downloads<'_> {
             self.session.vouched.insert(host, thumbprint);
         }
         Ok(url)
+    }
+}
+
+/// A new file, also where an earlier attempt of this very export has left one.
+fn anew(to: &Path) -> Result<NewFile<'_>> {
+    match std::fs::remove_file(to) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", to, error))
+        }
+        _ => NewFile::create(to),
     }
 }
 

@@ -12,7 +12,7 @@ use super::snapshot::{self, Snapshot};
 use super::soap::{self, Moref};
 use super::{Server, Steady};
 use crate::error::{Error, ErrorKind, Result};
-use crate::machine::{Delivered, Exported, Ledger, Order, Power};
+use crate::machine::{Delivered, Disk, Exported, Ledger, Order, Power, Stream};
 use crate::transfer::{Monitor, cancelled};
 
 pub struct Export<'a> {
@@ -21,7 +21,7 @@ pub struct Export<'a> {
     pub object: Moref,
     pub described: &'a Described,
     pub into: &'a Path,
-    pub order: Order,
+    pub order: Order<'a>,
     pub ledger: &'a dyn Ledger,
     pub monitor: &'a dyn Monitor,
 }
@@ -30,7 +30,7 @@ impl Export<'_> {
     pub fn run(&self) -> Result<Exported> {
         let power = self.described.vm.power;
         if power == Power::Off {
-            match self.export("ExportVm", &self.object) {
+            match self.export("ExportVm", &self.object, &[]) {
                 // Somebody has switched it on just now.
                 Err(error) if soap::is_fault(&error, &["InvalidPowerState"]) => {}
                 exported => return exported,
@@ -51,7 +51,7 @@ impl Export<'_> {
         let debt = snapshot::debt(&self.server.authority(), &self.object);
         let snapshot = Snapshot::create(self.session, self.ledger, debt, quiesce, &Steady)?;
         warnings.extend(snapshot.warnings.iter().cloned());
-        let exported = self.export("ExportSnapshot", &snapshot.object);
+        let exported = self.export("ExportSnapshot", &snapshot.object, &warnings);
         self.monitor.message("removing the snapshot");
         match (exported, snapshot.remove(&Steady)) {
             (Ok(mut exported), removed) => {
@@ -70,25 +70,26 @@ impl Export<'_> {
         }
     }
 
-    /// Exports what `method` of `object` gives a lease of.
-    fn export(&self, method: &'static str, object: &Moref) -> Result<Exported> {
+    /// Exports what `method` of `object` gives a lease of; `warnings` are known so far.
+    fn export(
+        &self,
+        method: &'static str,
+        object: &Moref,
+        warnings: &[String],
+    ) -> Result<Exported> {
         self.monitor.message("waiting for the server");
         let (session, monitor) = (self.session, self.monitor);
         let leased = session.call(object, method, "", Effect::Once, &Steady, returned)?;
         let server = self.server.authority();
         let lease = Lease::take(session, self.ledger, &server, leased, monitor, &Steady)?;
         self.monitor.message("");
-        match self.download(&lease) {
-            Ok((disks, descriptor, mut warnings)) => {
+        match self.download(&lease, method, warnings) {
+            Ok(mut exported) => {
                 if let Err(error) = lease.complete(&Steady) {
-                    warnings.push(format!("the server's lease: {}", error.to_line()));
+                    let warning = format!("the server's lease: {}", error.to_line());
+                    exported.warnings.push(warning);
                 }
-                Ok(Exported {
-                    method,
-                    disks,
-                    descriptor,
-                    warnings,
-                })
+                Ok(exported)
             }
             Err(error) => {
                 lease.abort(&Steady);
@@ -97,7 +98,12 @@ impl Export<'_> {
         }
     }
 
-    fn download(&self, lease: &Lease<'_>) -> Result<Downloaded> {
+    fn download(
+        &self,
+        lease: &Lease<'_>,
+        method: &'static str,
+        warnings: &[String],
+    ) -> Result<Exported> {
         let vm = &self.described.vm;
         let devices = pair(&self.described.keys, &lease.info.devices).ok_or_else(|| {
             let count = lease
@@ -128,16 +134,56 @@ impl Export<'_> {
             lease,
             into: self.into,
             checksum: self.order.checksum,
+            stream: self.begin_stream(method, warnings)?,
         };
-        let (disks, mut warnings) = downloads.run(&tasks, self.monitor, &Steady)?;
-        let descriptor = match self.describe(&tasks, &disks) {
-            Ok(name) => Some(name),
-            Err(error) => {
-                warnings.push(format!("there is no OVF descriptor: {}", error.to_line()));
-                None
+        let (disks, warnings) = downloads.run(&tasks, self.monitor, &Steady)?;
+        let mut exported = Exported {
+            method,
+            disks,
+            descriptor: None,
+            warnings,
+            is_streamed: downloads.stream.is_some(),
+        };
+        // What is streamed is out of reach, and its manifest says all that a descriptor does.
+        if !exported.is_streamed {
+            match self.describe(&tasks, &exported.disks) {
+                Ok(name) => exported.descriptor = Some(name),
+                Err(error) => {
+                    let warning = format!("there is no OVF descriptor: {}", error.to_line());
+                    exported.warnings.push(warning);
+                }
             }
+        }
+        Ok(exported)
+    }
+
+    /// Disks are streamed only if none of them waits for another to end: nobody would know such a
+    /// one from one that has come to a standstill.
+    fn begin_stream(
+        &self,
+        method: &'static str,
+        warnings: &[String],
+    ) -> Result<Option<&dyn Stream>> {
+        let disks = &self.described.vm.disks;
+        let stream = self.order.stream;
+        let Some(stream) = stream.filter(|_| disks.len() <= self.server.disks_at_once) else {
+            return Ok(None);
         };
-        Ok((disks, descriptor, warnings))
+        let expected = |disk: &Disk| Delivered {
+            id: disk.id.clone(),
+            file: disk.file.clone(),
+            format: disk.format.clone(),
+            size_bytes: disk.size_bytes,
+            checksum: String::new(),
+        };
+        stream.begin(&Exported {
+            method,
+            disks: disks.iter().map(expected).collect(),
+            descriptor: None,
+            warnings: warnings.to_vec(),
+            is_streamed: true,
+        })?;
+        Ok(Some(stream))
     }
 
     fn describe(&self, tasks: &[Task<'_>], disks: &[Delivered]) -> Result<String> {
@@ -157,8 +203,6 @@ impl Export<'_> {
         Ok(name)
     }
 }
-
-type Downloaded = (Vec<Delivered>, Option<String>, Vec<String>);
 
 /// The lease's disk for each of the VM's disks: by its place in the hardware, or, where the
 /// server names places in another way, by its order.

@@ -136,7 +136,7 @@ impl Provider for Vsphere {
         &self,
         vm: &Vm,
         into: &Path,
-        order: Order,
+        order: Order<'_>,
         ledger: &dyn Ledger,
         monitor: &dyn Monitor,
     ) -> Result<Exported> {

@@ -1,23 +1,24 @@
 //! One export's turn: from the held request to the drop in its instance's queue, or to its failure.
-use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use queue::durable::{HostVolume, Volume};
 use queue::instance::Instance;
 use queue::instance::exports::Server;
-use queue::job::manifest::{self, Manifest, Options};
-use queue::job::{DiskRecord, ExportRequest, Phase, export};
+use queue::job::manifest::{Manifest, Options};
+use queue::job::{self, DiskRecord, ExportRequest, Phase};
 use queue::service::turn::{end_badly, note_time, supersede};
 use queue::service::{Activity, Outcome, Reporter, log};
 use queue::spool::recover::Waiting;
 use queue::spool::{Begun, DropKind, Job, Target};
 
+use super::stream::Streaming;
 use super::watch::Watch;
 use super::{Exports, connect, debts};
-use crate::error::{Error, ErrorKind, Result};
-use crate::export::{Export, Form};
-use crate::machine::Delivered;
+use crate::error::{Error, Result};
+use crate::export::{self, Export};
+use crate::machine::{Delivered, Exported, Stream};
 use crate::transfer::Algorithm;
 use crate::worker::ledger::FileLedger;
 
@@ -88,7 +89,7 @@ fn read(job: &Job) -> Result<ExportRequest> {
         );
     }
     let bytes = HostVolume
-        .read(&path, export::MAX_BYTES)?
+        .read(&path, job::export::MAX_BYTES)?
         .unwrap_or_default();
     ExportRequest::parse(&bytes)
 }
@@ -118,10 +119,6 @@ fn fetch(
     job.record.phase = Phase::Describe;
     job.record.log.clear();
     job.record.notes = request.notes();
-    if request.options.stream == Some(true) {
-        let note = "options.stream has no effect: the conversion begins when all disks are there";
-        job.record.notes.push(note.to_owned());
-    }
     job.save_record(false)?;
     let server = server(exports, request)?;
     let vm = find(&request.vm, server)?;
@@ -135,35 +132,61 @@ fn fetch(
     note_time(job, Phase::Describe, started);
 
     let started = Instant::now();
-    let staging = job.staging_dir();
-    let total_bytes = export.vm.disks.iter().map(|disk| disk.size_bytes).sum();
-    let reservation = exports.space.reserve(&staging, total_bytes)?;
     job.record.phase = Phase::Export;
     job.record.disks = export.vm.disks.iter().map(expected).collect();
     activity.enter(export.name.as_str(), Phase::Export, EXPORT_PATIENCE);
-    let id = job.id();
-    let files: Vec<String> = export
-        .vm
-        .disks
-        .iter()
-        .map(|disk| disk.file.clone())
-        .collect();
-    let reporter = Reporter::new(activity, job, total_bytes, files.len());
-    let form = Form {
-        checksum: Algorithm::Blake3,
-        manifest: true,
+    let has_failed = AtomicBool::new(false);
+    let stream = (request.options.stream != Some(false)).then_some(&has_failed);
+    let exported = match bring(job, &export, request, exports, activity, stream) {
+        Err(error) if has_failed.load(Ordering::Relaxed) => {
+            let why = error.to_line();
+            log::say(job, &format!("{why}; exporting without streaming"));
+            job.abort_stream(&why)?;
+            job.start_over()?;
+            bring(job, &export, request, exports, activity, None)?
+        }
+        brought => brought?,
     };
-    let watch = Watch::new(&reporter, &reservation, &files);
-    let disks = export.fill(&staging, id, form, &watch)?;
-    drop(reporter);
-    pass_on(&staging.join(manifest::FIXED_NAMES[0]), request)?;
-    for (disk, told) in disks.iter().zip(&mut job.record.disks) {
+    if request.options.stream == Some(true) && !exported.is_streamed {
+        let note = "options.stream has no effect: the conversion begins when all disks are there";
+        job.record.notes.push(note.to_owned());
+    }
+    for (disk, told) in exported.disks.iter().zip(&mut job.record.disks) {
         told.name.clone_from(&disk.file);
         told.output_bytes = disk.size_bytes;
         told.digest = Some(disk.checksum.clone());
     }
     note_time(job, Phase::Export, started);
-    Ok(Fetched::All(disks))
+    Ok(Fetched::All(exported.disks))
+}
+
+/// Brings the disks into the staging directory; or, if `stream` is given and the provider can, into
+/// the target's queue while they arrive. What is given is set if only that was what failed.
+fn bring(
+    job: &mut Job,
+    export: &Export,
+    request: &ExportRequest,
+    exports: &Exports,
+    activity: &Activity,
+    stream: Option<&AtomicBool>,
+) -> Result<Exported> {
+    let (id, staging) = (job.id(), job.staging_dir());
+    let disks = &export.vm.disks;
+    let total_bytes = disks.iter().map(|disk| disk.size_bytes).sum();
+    let reservation = exports.space.reserve(&staging, total_bytes)?;
+    let files: Vec<String> = disks.iter().map(|disk| disk.file.clone()).collect();
+    let reporter = Reporter::new(activity, job, total_bytes, files.len());
+    let watch = Watch::new(&reporter, &reservation, &files);
+    let streaming =
+        stream.map(|has_failed| Streaming::new(export, request, &staging, &reporter, has_failed));
+    let stream = streaming.as_ref().map(|streaming| streaming as &dyn Stream);
+    let exported = export.fetch(&staging, Algorithm::Blake3, stream, &watch)?;
+    if !exported.is_streamed {
+        let mut manifest = export.manifest(&exported, id, false);
+        wish(&mut manifest, request);
+        export::write(&staging, &manifest)?;
+    }
+    Ok(exported)
 }
 
 fn expected(disk: &crate::machine::Disk) -> DiskRecord {
@@ -222,20 +245,10 @@ fn find(vm: &str, server: &Server) -> Result<String> {
 }
 
 /// What the request wishes of the conversion stands in the manifest.
-fn pass_on(path: &Path, request: &ExportRequest) -> Result<()> {
-    let bytes = HostVolume
-        .read(path, manifest::MAX_BYTES)?
-        .unwrap_or_default();
-    let mut told = Manifest::parse(&bytes)?;
-    told.output.clone_from(&request.output);
-    told.options = Some(Options {
+pub(super) fn wish(manifest: &mut Manifest, request: &ExportRequest) {
+    manifest.output.clone_from(&request.output);
+    manifest.options = Some(Options {
         priority: Some(request.options.priority),
         ..Options::default()
     });
-    let mut text = serde_json::to_vec_pretty(&told).map_err(|error| {
-        Error::new(ErrorKind::Internal, "write the manifest").with_source(error)
-    })?;
-    text.push(b'\n');
-    // Keeps the mode that lets the converter read it; nobody sees it before it is delivered.
-    std::fs::write(path, text).map_err(|error| Error::io("write", path, error))
 }

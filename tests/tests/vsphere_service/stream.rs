@@ -1,0 +1,263 @@
+//! Disks that are converted while they are downloaded: the right image, or none and the cause.
+use std::fs;
+
+use hyper2kvm_tests::daemon::{Daemon, names};
+use hyper2kvm_tests::exports::ExportSite;
+use hyper2kvm_tests::proxy::{Harm, rule};
+use hyper2kvm_tests::vsphere::Scene;
+use queue::error::ErrorKind;
+use queue::job::{ExportRequest, JobState, Phase, Record, Request};
+
+use super::{SERVER, assert_same, password_file, site};
+
+const DISK: &str = "GET /nfc/";
+/// In the second half of the disk of `live`.
+const MIDDLE: usize = 5_000_000;
+/// How far the converter is behind at most: more than it holds back until a batch is full.
+const BATCHES: u64 = 3 << 20;
+
+fn trusting(scene: &Scene) -> ExportSite {
+    let more = format!("{}insecure = true\n", password_file(scene, 0o600));
+    site(scene, &more)
+}
+
+/// The conversions of a VM, oldest first.
+fn conversions(site: &ExportSite, vm: &str) -> Vec<Record> {
+    let mut records = site.instance.records();
+    records.retain(|record| record.vm_name == vm);
+    records
+}
+
+/// Waits until the newest conversion of `vm` has done nearly all of so many bytes.
+fn wait_for(site: &ExportSite, converter: &mut Daemon, vm: &str, bytes: u64) -> Record {
+    let mut seen = None;
+    converter.wait(60, "what came is converted", || {
+        seen = conversions(site, vm).pop().filter(|record| {
+            record.state == JobState::Processing
+                && record.phase == Phase::Convert
+                && record.progress.bytes_done + BATCHES >= bytes
+        });
+        seen.is_some()
+    });
+    seen.unwrap()
+}
+
+/// Waits until `vm` is exported and converted.
+fn finish(site: &ExportSite, converter: &mut Daemon, exporter: &mut Daemon, vm: &str) {
+    exporter.wait(60, "it is exported", || {
+        let export = site.record_of(vm);
+        export.is_some_and(|it| it.state == JobState::Completed) && site.is_quiet()
+    });
+    converter.wait(60, "it is converted", || {
+        site.instance.link(vm).exists() && site.instance.is_quiet()
+    });
+}
+
+/// Waits until the export of `vm` and its only conversion are over, and nothing is published.
+#[track_caller]
+fn expect_end(site: &ExportSite, converter: &mut Daemon, export: JobState, vm: &str, cause: &str) {
+    converter.wait(60, "both are over", || {
+        let is_over = |record: &Record| record.state.is_final();
+        site.record_of(vm).is_some_and(|it| is_over(&it))
+            && conversions(site, vm).iter().all(is_over)
+            && site.instance.is_quiet()
+            && site.is_quiet()
+    });
+    assert_eq!(site.record_of(vm).unwrap().state, export);
+    let conversions = conversions(site, vm);
+    assert_eq!(conversions.len(), 1);
+    assert_aborted(&conversions[0], cause);
+    let told = fs::read_to_string(site.instance.error(vm)).unwrap();
+    assert!(told.lines().next().unwrap().contains(cause), "{told}");
+    assert!(!site.instance.link(vm).exists());
+    assert!(!site.instance.directories.output.join(vm).exists());
+    // The room of what is of no use is given back.
+    let archived = site
+        .instance
+        .directories
+        .errors()
+        .join(&conversions[0].drop);
+    let left = fs::metadata(archived.join(format!("{vm}-disk1.vmdk"))).unwrap();
+    assert_eq!(left.len(), 0);
+}
+
+#[track_caller]
+fn assert_aborted(conversion: &Record, cause: &str) {
+    assert_eq!(conversion.state, JobState::Cancelled);
+    let error = conversion.error.as_ref().unwrap();
+    assert!(error.message.contains("was aborted: "), "{error:?}");
+    assert!(error.message.contains(cause), "{error:?}");
+}
+
+#[track_caller]
+fn assert_streamed(conversion: &Record, disks: usize) {
+    assert_eq!(conversion.state, JobState::Completed);
+    let log = conversion.log.join("\n");
+    let streamed = log.matches("is converted while it arrives").count();
+    assert_eq!(streamed, disks, "{log}");
+    assert!(!log.contains("again"), "{log}");
+}
+
+#[test]
+fn the_conversion_is_nearly_done_before_the_last_byte() {
+    let scene = Scene::new(vec![rule("/disk-1.vmdk", 1, Harm::Hold(MIDDLE))]);
+    let site = trusting(&scene);
+    let mut converter = site.instance.start();
+    let mut exporter = site.start();
+    site.ask(&ExportRequest::new(SERVER, "web"));
+    let first = fs::metadata(scene.path("a.vmdk")).unwrap().len();
+    let conversion = wait_for(&site, &mut converter, "web", first + MIDDLE as u64);
+    let export = site.record_of("web").unwrap();
+    assert_eq!(export.state, JobState::Processing);
+    assert_eq!(export.delivered.unwrap().drop, conversion.drop);
+    assert!(!site.instance.link("web").exists());
+    let shown = site.hyperctl(&["status", "--vm", "web", "--json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["step"], "converting", "{shown}");
+
+    scene.proxy.release();
+    finish(&site, &mut converter, &mut exporter, "web");
+    let results = site.instance.directories.output.join("web");
+    for (name, disk) in [("web.qcow2", "a.raw"), ("web-disk2.qcow2", "b.raw")] {
+        assert_same(&scene.path(disk), &results.join(name));
+    }
+    let all = conversions(&site, "web");
+    assert_eq!(all.len(), 1);
+    assert_streamed(&all[0], 2);
+    let export = site.record_of("web").unwrap();
+    assert_eq!(export.delivered.unwrap().drop, all[0].drop);
+    let archived = site.instance.directories.processed().join(&all[0].drop);
+    for disk in ["web-disk1.vmdk", "web-disk2.vmdk"] {
+        let bytes = fs::read(archived.join(disk)).unwrap();
+        let told = fs::read_to_string(archived.join(format!("{disk}.end"))).unwrap();
+        let sum = blake3::hash(&bytes).to_hex();
+        assert!(told.contains(&format!("blake3:{sum}")), "{told}");
+    }
+    scene.simulator.assert_clean();
+    exporter.stop();
+    converter.stop();
+}
+
+#[test]
+fn a_cut_connection_goes_on_where_it_broke() {
+    let cut = |at| rule(DISK, 1, Harm::Cut(at));
+    let scene = Scene::new(vec![cut(3_000_000), cut(1_000_001)]);
+    scene.simulator.control("range=1");
+    let site = trusting(&scene);
+    let mut converter = site.instance.start();
+    let mut exporter = site.start();
+    site.ask(&ExportRequest::new(SERVER, "live"));
+    finish(&site, &mut converter, &mut exporter, "live");
+    assert_eq!(scene.proxy.count("range: bytes="), 2);
+    assert_same(&scene.path("b.raw"), &site.instance.link("live"));
+    let all = conversions(&site, "live");
+    assert_eq!(all.len(), 1);
+    assert_streamed(&all[0], 1);
+    scene.simulator.assert_clean();
+}
+
+/// What was read cannot be taken back: the VM is exported once more, and whole.
+#[test]
+fn what_has_to_be_fetched_anew_is_exported_without_streaming() {
+    for (harm, cause) in [
+        (
+            Harm::Cut(3_000_000),
+            "cannot be gone on with at byte 3000000",
+        ),
+        (Harm::Flip(3_000_000), "was damaged on its way"),
+    ] {
+        let scene = Scene::new(vec![rule(DISK, 1, harm)]);
+        let site = trusting(&scene);
+        let mut converter = site.instance.start();
+        let mut exporter = site.start();
+        site.ask(&ExportRequest::new(SERVER, "live"));
+        finish(&site, &mut converter, &mut exporter, "live");
+        assert_same(&scene.path("b.raw"), &site.instance.link("live"));
+        let all = conversions(&site, "live");
+        assert_eq!(all.len(), 2);
+        assert_eq!(all[1].state, JobState::Completed);
+        let export = site.record_of("live").unwrap();
+        assert_eq!(export.attempts, 1);
+        assert_eq!(export.delivered.unwrap().drop, all[1].drop);
+        match harm {
+            // The damage shows to the converter, or else at the end of the download.
+            Harm::Flip(_) if all[0].state == JobState::Failed => {
+                assert_eq!(all[0].error.as_ref().unwrap().kind, ErrorKind::Corrupt);
+            }
+            _ => assert_aborted(&all[0], cause),
+        }
+        assert!(!site.instance.error("live").exists());
+        scene.simulator.assert_clean();
+    }
+}
+
+#[test]
+fn a_lost_lease_ends_the_conversion() {
+    let rules = vec![
+        rule(DISK, 1, Harm::Slow(2048)),
+        rule("HttpNfcLeaseProgress", 8, Harm::Status(503)),
+    ];
+    let scene = Scene::new(rules);
+    scene.simulator.control("timeout=1");
+    let site = trusting(&scene);
+    let mut converter = site.instance.start();
+    let exporter = site.start();
+    site.ask(&ExportRequest::new(SERVER, "live"));
+    let cause = "the server ended the export's lease";
+    expect_end(&site, &mut converter, JobState::Failed, "live", cause);
+    scene.simulator.assert_clean();
+    exporter.stop();
+    converter.stop();
+}
+
+#[test]
+fn a_cancelled_export_ends_the_conversion() {
+    let scene = Scene::new(vec![rule(DISK, 1, Harm::Hold(MIDDLE))]);
+    let site = trusting(&scene);
+    let mut converter = site.instance.start();
+    let exporter = site.start();
+    site.ask(&ExportRequest::new(SERVER, "live"));
+    wait_for(&site, &mut converter, "live", MIDDLE as u64);
+    let job_id = site.record_of("live").unwrap().job_id;
+    site.control(&Request::Cancel { job_id });
+    let cause = "cancelled by request";
+    expect_end(&site, &mut converter, JobState::Cancelled, "live", cause);
+    scene.simulator.assert_clean();
+    exporter.stop();
+    converter.stop();
+}
+
+/// Killed and stopped: the next service exports the VM again, and nobody waits for the last one.
+#[test]
+fn a_service_that_ends_in_the_middle_begins_again() {
+    for is_killed in [true, false] {
+        let scene = Scene::new(vec![rule(DISK, 1, Harm::Hold(MIDDLE))]);
+        let site = trusting(&scene);
+        let mut converter = site.instance.start();
+        let exporter = site.start();
+        site.ask(&ExportRequest::new(SERVER, "live"));
+        wait_for(&site, &mut converter, "live", MIDDLE as u64);
+        let cause = match is_killed {
+            true => {
+                exporter.kill();
+                "the export service died"
+            }
+            false => {
+                exporter.stop();
+                "the export service was stopped"
+            }
+        };
+        assert!(!site.instance.link("live").exists());
+        let mut exporter = site.start();
+        finish(&site, &mut converter, &mut exporter, "live");
+        assert_same(&scene.path("b.raw"), &site.instance.link("live"));
+        let all = conversions(&site, "live");
+        assert_eq!(all.len(), 2);
+        assert_aborted(&all[0], cause);
+        assert_streamed(&all[1], 1);
+        scene.simulator.assert_clean();
+        assert!(names(&site.directories.work.join("debts")).is_empty());
+        exporter.stop();
+        converter.stop();
+    }
+}
