@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use queue::job::Machine;
+use queue::job::manifest::Piece;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -68,9 +69,9 @@ pub struct Vm {
 pub struct Disk {
     /// Unique within the VM: `disk-0`, `disk-1` …
     pub id: String,
-    /// The file that stands for the disk, a plain name.
+    /// The file that stands for the disk, relative to where it is exported to.
     pub file: String,
-    /// As a manifest spells it: vmdk, vhd, vhdx, raw, qcow2, vdi.
+    /// As a manifest spells it: vmdk, vhd, vhdx, raw, qcow2, vdi; ova or ovf for all disks in one.
     pub format: String,
     /// Of all its files, or what an export of it is expected to take.
     pub size_bytes: u64,
@@ -93,6 +94,9 @@ pub struct Delivered {
     pub size_bytes: u64,
     /// Of the same: `sha256:<hex>` or `blake3:<hex>`.
     pub checksum: String,
+    /// Its other files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pieces: Vec<Piece>,
 }
 
 /// How an export is to be done, whatever the provider.
@@ -128,6 +132,8 @@ pub struct Exported {
     pub disks: Vec<Delivered>,
     /// The OVF descriptor that lies beside the disks, where the provider has one.
     pub descriptor: Option<String>,
+    /// What is worth keeping of it, one line each.
+    pub notes: Vec<String>,
     /// What the administrator should know of this export, one line each.
     pub warnings: Vec<String>,
     /// Whether the disks went to `Order::stream`.

@@ -35,7 +35,7 @@ fn reach_disks(dialog: &mut Dialog) -> &mut Dialog {
     dialog
         .expect("Where does the VM come from?")
         .press(&format!("{DOWN}{ENTER}"))
-        .expect("Directory of disks, or a disk file:")
+        .expect("Path of the VM or of a datastore, or an address:")
         .press(&format!("vms{ENTER}"))
         .expect("What is to be done with its disks?")
 }
@@ -102,7 +102,7 @@ fn leaving_at_any_question_leaves_nothing() {
             dialog
                 .expect("Where does the VM come from?")
                 .press(&format!("{DOWN}{ENTER}"))
-                .expect("Directory of disks, or a disk file:")
+                .expect("Path of the VM or of a datastore, or an address:")
         },
         reach_disks,
         reach_start,
@@ -129,12 +129,12 @@ fn wrong_answers_are_asked_again() {
     dialog
         .expect("Where does the VM come from?")
         .press(&format!("{DOWN}{ENTER}"))
-        .expect("Directory of disks, or a disk file:")
+        .expect("Path of the VM or of a datastore, or an address:")
         .press(ENTER)
         .expect("an answer is needed")
         .press(&format!("nowhere{ENTER}"))
         .expect("list nowhere")
-        .expect("Directory of disks, or a disk file:")
+        .expect("Path of the VM or of a datastore, or an address:")
         .press(&format!("vms/web-01{ENTER}"))
         .expect("What is to be done with its disks?")
         .press(&format!("{DOWN}{ENTER}"))

@@ -37,17 +37,93 @@ pub(super) fn open(
     let path = window.path();
     let manifest = read(window)?;
     let mut disks = Vec::with_capacity(manifest.disks.len());
-    for named in &manifest.disks {
-        let disk = open_named(roots, path, named, checksum, unpacker)?;
-        disks.push((boot_key(named), disk));
-    }
-    disks.sort_by_key(|(key, _)| *key);
-    Ok(Appliance {
+    let mut appliance = Appliance {
         machine: manifest.machine(),
-        disks: disks.into_iter().map(|(_, disk)| disk).collect(),
+        disks: Vec::new(),
         package: None,
         notes: Vec::new(),
-    })
+    };
+    for named in &manifest.disks {
+        if !is_package(named) {
+            let disk = open_named(roots, path, named, checksum, unpacker)?;
+            disks.push((boot_key(named), disk));
+            continue;
+        }
+        let package = open_package(roots, path, named, checksum, unpacker)?;
+        disks.extend(
+            package
+                .disks
+                .into_iter()
+                .map(|disk| (boot_key(named), disk)),
+        );
+        appliance.package = appliance.package.or(package.package);
+        appliance.notes.extend(package.notes);
+        if manifest.vm.is_none() && manifest.nics.is_empty() {
+            let name = appliance.machine.name.take();
+            appliance.machine = package.machine;
+            appliance.machine.name = name;
+        }
+    }
+    disks.sort_by_key(|(key, _)| *key);
+    appliance.disks = disks.into_iter().map(|(_, disk)| disk).collect();
+    Ok(appliance)
+}
+
+/// Whether it stands for an OVA or OVF with all disks in it.
+fn is_package(named: &Disk) -> bool {
+    let is = |format: &str| named.source_format.eq_ignore_ascii_case(format);
+    is("ova") || is("ovf")
+}
+
+/// Opens an OVA or OVF that the manifest names, with what both say of its files.
+fn open_package(
+    roots: &Roots,
+    manifest: &Path,
+    named: &Disk,
+    checksum: bool,
+    unpacker: &Unpacker<'_>,
+) -> Result<Appliance> {
+    let window = open_reference(roots, manifest, &named.local_path)?;
+    let stated = stated_checksums(roots, manifest, named, checksum, &window)?;
+    let mut package = super::open_file(roots, window, checksum, unpacker)?;
+    if package.package.is_none() {
+        let (name, format) = (&named.local_path, &named.source_format);
+        return Err(Error::invalid(format!(
+            "{name} has no OVF in it, but source_format in {} says {format}",
+            manifest.display()
+        ))
+        .with_remedy("write the format of the disk that it is"));
+    }
+    if let Some(first) = package.disks.first_mut() {
+        first.checksums.extend(stated);
+    }
+    Ok(package)
+}
+
+/// What the manifest says that the disk's files hash to; `window` is the one that stands for it.
+fn stated_checksums(
+    roots: &Roots,
+    manifest: &Path,
+    named: &Disk,
+    checksum: bool,
+    window: &Window,
+) -> Result<Vec<Checksum>> {
+    let mut checksums = Vec::new();
+    if !checksum {
+        return Ok(checksums);
+    }
+    let stated_by = file_name(manifest);
+    let is_said = |text: &&String| !text.is_empty();
+    if let Some(text) = named.checksum.as_ref().filter(is_said) {
+        checksums.push(parse_checksum(text, window, &stated_by, &named.id)?);
+    }
+    for piece in &named.pieces {
+        if let Some(text) = piece.checksum.as_ref().filter(is_said) {
+            let window = open_reference(roots, manifest, &piece.local_path)?;
+            checksums.push(parse_checksum(text, &window, &stated_by, &named.id)?);
+        }
+    }
+    Ok(checksums)
 }
 
 /// The hint, then boot disks before the others; the manifest's order decides what is left.
@@ -73,19 +149,7 @@ fn open_named(
         (open_reference(roots, manifest, &named.local_path)?, None)
     };
     let path = window.path().to_path_buf();
-    let stated = named
-        .checksum
-        .as_deref()
-        .filter(|text| checksum && !text.is_empty());
-    let mut checksums = Vec::new();
-    if let Some(text) = stated {
-        checksums.push(parse_checksum(
-            text,
-            &window,
-            &file_name(manifest),
-            &named.id,
-        )?);
-    }
+    let mut checksums = stated_checksums(roots, manifest, named, checksum, &window)?;
     if let Some(whole) = whole.filter(|_| checksum) {
         checksums.extend(whole.checksum(&window)?);
     }

@@ -9,7 +9,6 @@ mod flat;
 mod growing;
 mod manifest;
 mod overlay;
-pub mod ovf;
 mod package;
 mod parent;
 mod qcow;
@@ -119,6 +118,17 @@ fn open_owner(
     if is_manifest(&path) {
         return manifest::open(roots, &window, checksum, unpacker);
     }
+    open_file(roots, window, checksum, unpacker)
+}
+
+/// What stands for itself: a disk, an OVA or an OVF.
+fn open_file(
+    roots: &Roots,
+    window: Window,
+    checksum: bool,
+    unpacker: &Unpacker<'_>,
+) -> Result<Appliance> {
+    let path = window.path().to_path_buf();
     let name = file_name(&path);
     let opened = unpacker.open(window, &name)?;
     let claim = Claim::by_name(&opened.name);

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use queue::arrival::ovf::{self, MemberDigest, Ovf, OvfDisk};
 use queue::roots::Roots;
 
 use super::content::{Claim, open_disk, open_opened, open_plain};
-use super::ovf::{self, MemberDigest, Ovf, OvfDisk};
 use super::tar::{self, Member};
 use super::wrapper::Wrapper;
 use super::{Appliance, Lookup, PackageFacts, SourceDisk, Unpacker, file_name};
@@ -295,7 +295,7 @@ impl Package<'_> {
             );
             return Err(corrupt(self.descriptor.path(), what));
         }
-        let name = percent_decoded(&named.href).unwrap_or_else(|| named.href.clone());
+        let name = ovf::percent_decoded(&named.href).unwrap_or_else(|| named.href.clone());
         Ok((name, chunks))
     }
 
@@ -303,7 +303,7 @@ impl Package<'_> {
     fn find(&self, href: &str) -> Result<(String, Window)> {
         match (self.lookup)(href) {
             Ok(window) => Ok((href.to_owned(), window)),
-            Err(error) => match percent_decoded(href) {
+            Err(error) => match ovf::percent_decoded(href) {
                 Some(name) => (self.lookup)(&name).map(|window| (name, window)),
                 None => Err(error),
             },
@@ -347,16 +347,4 @@ fn read_text(window: &Window, most_bytes: u64) -> Result<Vec<u8>> {
 fn stem(name: &str) -> String {
     let path = Path::new(name).with_extension("");
     path.to_string_lossy().into_owned()
-}
-
-/// `None` if nothing is encoded, or not as UTF-8.
-fn percent_decoded(text: &str) -> Option<String> {
-    let (first, rest) = text.split_once('%')?;
-    let mut bytes = first.as_bytes().to_vec();
-    for part in rest.split('%') {
-        let (hex, plain) = part.split_at_checked(2)?;
-        bytes.push(u8::from_str_radix(hex, 16).ok()?);
-        bytes.extend(plain.as_bytes());
-    }
-    String::from_utf8(bytes).ok()
 }

@@ -153,6 +153,62 @@ fn a_manifest_orders_its_disks_and_states_checksums() {
     }
 }
 
+/// A manifest of one disk, with `more` said of it.
+fn manifest_of(file: &str, format: &str, more: &serde_json::Value) -> String {
+    let mut disk = serde_json::json!({"id": "disk-0", "source_format": format, "bytes": 1,
+        "local_path": file});
+    let said = disk.as_object_mut().unwrap();
+    said.extend(more.as_object().unwrap().clone());
+    let source = serde_json::json!({"vm_name": "web"});
+    serde_json::json!({"manifest_version": "1.0", "source": source, "disks": [disk]}).to_string()
+}
+
+fn piece(path: &str, content: &[u8]) -> serde_json::Value {
+    let sum = format!("blake3:{}", blake3::hash(content).to_hex());
+    serde_json::json!({"pieces": [{"local_path": path, "bytes": 1, "checksum": sum}]})
+}
+
+#[test]
+fn a_manifest_names_appliances_and_the_pieces_of_its_disks() {
+    let place = Place::new();
+    let members = [
+        regular("vm.ovf", OVF.as_bytes()),
+        regular("d.img", &[3; 4096]),
+    ];
+    let whole = archive(&members);
+    place.write("vm.ova", &whole);
+    place.write("vm.ovf", OVF);
+    place.write("d.img", [3; 4096]);
+    let sum = format!("blake3:{}", blake3::hash(&whole).to_hex());
+    for (file, format, more) in [
+        ("vm.ova", "ova", serde_json::json!({"checksum": sum})),
+        ("vm.ovf", "OVF", piece("d.img", &[3; 4096])),
+    ] {
+        place.write("manifest.json", manifest_of(file, format, &more));
+        let appliance = place.open("manifest.json").unwrap();
+        assert_eq!(appliance.machine.name.as_deref(), Some("web"));
+        assert!(appliance.package.is_some());
+        let disk = &appliance.disks[0];
+        assert_eq!((disk.name.as_str(), disk.capacity_bytes), ("d.img", 4096));
+        assert_eq!((appliance.disks.len(), disk.checksums.len()), (1, 1));
+        disk.checksums[0].verify(&|| true).unwrap();
+    }
+    for (file, format) in [("vm.ovf", "ovf"), ("d.img", "raw")] {
+        let other = piece("d.img", b"other");
+        place.write("manifest.json", manifest_of(file, format, &other));
+        let appliance = place.open("manifest.json").unwrap();
+        let verified = appliance.disks[0].checksums[0].verify(&|| true);
+        assert_eq!(verified.unwrap_err().kind, ErrorKind::Corrupt);
+    }
+    let nothing = serde_json::json!({});
+    place.write("manifest.json", manifest_of("d.img", "ova", &nothing));
+    let error = place.refuses("manifest.json").to_line();
+    assert!(error.contains("has no OVF in it"), "{error}");
+    let away = piece("../secret", b"");
+    place.write("manifest.json", manifest_of("d.img", "raw", &away));
+    assert_eq!(place.refuses("manifest.json").kind, ErrorKind::Invalid);
+}
+
 /// A ustar member; `kind` is the type flag.
 fn member(name: &str, kind: u8, size: &str, content: &[u8]) -> Vec<u8> {
     let mut header = vec![0; 512];

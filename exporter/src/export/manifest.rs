@@ -38,7 +38,7 @@ pub fn build(
             .map(|(index, delivered)| disk(index, delivered, vm, is_growing))
             .collect(),
         nics: vm.machine.nics.iter().enumerate().map(nic).collect(),
-        notes: notes(vm),
+        notes: notes(vm, exported),
         warnings: exported
             .warnings
             .iter()
@@ -74,8 +74,9 @@ fn hardware(machine: &Machine) -> Option<ManifestVm> {
     (known != ManifestVm::default()).then_some(known)
 }
 
-fn notes(vm: &Vm) -> Vec<Value> {
+fn notes(vm: &Vm, exported: &Exported) -> Vec<Value> {
     let said = vm.annotation.iter().chain(&vm.machine.notes);
+    let said = said.chain(&exported.notes);
     said.map(|text| Value::from(text.as_str())).collect()
 }
 
@@ -95,6 +96,7 @@ fn disk(index: usize, delivered: &Delivered, vm: &Vm, is_growing: bool) -> Disk 
         label: known.and_then(|disk| disk.label.clone()),
         disk_type: None,
         bus: known.and_then(|disk| disk.bus.clone()),
+        pieces: delivered.pieces.clone(),
         growing: is_growing,
         unknown: Default::default(),
     }

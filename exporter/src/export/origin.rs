@@ -6,7 +6,7 @@ use queue::instance::exports::Server as Section;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Debt, Provider};
-use crate::provider::local::Local;
+use crate::provider::local::{self, Local, Reach};
 use crate::provider::secret::Secret;
 use crate::provider::vsphere::{self, Server, Vsphere};
 use crate::transfer::tls::{Thumbprint, Trust, Vouched};
@@ -14,8 +14,8 @@ use crate::transfer::tls::{Thumbprint, Trust, Vouched};
 /// A place that VMs come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Disks of this host.
-    Local,
+    /// Files of this host, or on a web server.
+    Local(Reach),
     /// A vCenter or an ESXi host.
     Vsphere { server: Server, secret: Secret },
 }
@@ -28,7 +28,7 @@ impl Origin {
         secret: impl FnOnce(&Server) -> Result<Secret>,
     ) -> Result<Self> {
         match section.provider.as_str() {
-            "local" => Ok(Self::Local),
+            local::NAME => Ok(Self::Local(Reach::of(section, trust(section)?)?)),
             vsphere::NAME => {
                 let server = server(name, section)?;
                 let secret = secret(&server)?;
@@ -51,7 +51,7 @@ impl Origin {
     /// Whether all that it takes is there, as far as this host can tell.
     pub fn check(&self) -> Result<()> {
         match self {
-            Self::Local => Ok(()),
+            Self::Local(reach) => reach.trust.config("", &Vouched::default()).map(drop),
             Self::Vsphere { server, .. } => server
                 .trust
                 .config(&server.host, &Vouched::default())
@@ -61,7 +61,7 @@ impl Origin {
 
     pub fn connect(&self) -> Result<Arc<dyn Provider>> {
         match self {
-            Self::Local => Ok(Arc::new(Local)),
+            Self::Local(reach) => Ok(Arc::new(Local::new(reach.clone()))),
             Self::Vsphere { server, secret } => {
                 Ok(Arc::new(Vsphere::connect(server.clone(), secret.clone())?))
             }
@@ -82,13 +82,17 @@ fn server(name: &str, section: &Section) -> Result<Server> {
         Error::invalid(format!("no user is given for {address}"))
             .with_remedy("give --username, or username in hypervisord.toml")
     })?;
+    Server::new(address, username, trust(section)?)
+}
+
+/// Whom connections to it may trust.
+pub fn trust(section: &Section) -> Result<Trust> {
     let thumbprint = section.thumbprint.as_deref().map(str::parse::<Thumbprint>);
-    let trust = Trust {
+    Ok(Trust {
         ca_file: section.ca_file.clone(),
         thumbprint: thumbprint.transpose()?,
         insecure: section.insecure,
-    };
-    Server::new(address, username, trust)
+    })
 }
 
 #[cfg(test)]

@@ -73,6 +73,7 @@ pub fn pack(
         format: "ova".to_owned(),
         size_bytes,
         checksum: hasher.finish(),
+        pieces: Vec::new(),
     })
 }
 

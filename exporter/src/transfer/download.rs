@@ -286,7 +286,7 @@ impl Download<'_> {
     }
 }
 
-fn refused(name: &str, status: StatusCode) -> Error {
+pub fn refused(name: &str, status: StatusCode) -> Error {
     let kind = match status.as_u16() {
         408 | 416 | 429 | 500.. => ErrorKind::Io,
         _ => ErrorKind::Invalid,
@@ -318,14 +318,14 @@ fn jitter() -> f64 {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct ContentRange {
-    start: u64,
-    total: Option<u64>,
+pub struct ContentRange {
+    pub start: u64,
+    pub total: Option<u64>,
 }
 
 impl ContentRange {
     /// `bytes 100-199/200` or `bytes 100-199/*` (RFC 9110, 14.4).
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let (range, total) = text
             .trim()
             .strip_prefix("bytes")?

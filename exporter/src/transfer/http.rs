@@ -52,6 +52,23 @@ pub struct Answer<'a> {
 impl Client {
     /// `host` is the server that a thumbprint in `trust` is of.
     pub fn new(host: &str, trust: &Trust, vouched: &Vouched, stall: Duration) -> Result<Self> {
+        Self::build(host, trust, vouched, stall, true)
+    }
+
+    /// For what lies at `url`; if that is `https`, nothing is ever asked for without encryption.
+    pub fn of(url: &Url, trust: &Trust, stall: Duration) -> Result<Self> {
+        let host = url.host_str().unwrap_or_default();
+        let is_encrypted = url.scheme() == "https";
+        Self::build(host, trust, &Vouched::default(), stall, is_encrypted)
+    }
+
+    fn build(
+        host: &str,
+        trust: &Trust,
+        vouched: &Vouched,
+        stall: Duration,
+        https_only: bool,
+    ) -> Result<Self> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(ErrorKind::Internal, "set an HTTP client up").with_source(source)
         };
@@ -60,7 +77,7 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .connect_timeout(CONNECT.min(stall))
-            .https_only(true)
+            .https_only(https_only)
             .user_agent(concat!("hyperexport/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| failed(error.into()))?;

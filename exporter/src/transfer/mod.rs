@@ -28,6 +28,23 @@ pub trait Monitor: Sync {
     fn branch(&self) -> Box<dyn Monitor + '_>;
 }
 
+/// Shows nothing and never cancels: for what must be brought to its end.
+pub struct Steady;
+
+impl Monitor for Steady {
+    fn begin(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn stand(&self, _: u64, _: u64) {}
+    fn message(&self, _: &str) {}
+    fn warn(&self, _: &str) {}
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+    fn branch(&self) -> Box<dyn Monitor + '_> {
+        Box::new(Self)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     /// Read by everybody.

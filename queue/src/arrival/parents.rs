@@ -12,7 +12,13 @@ const MAX_ENTRIES: u64 = 2047;
 
 /// The last part of the path that the disk names its parent by; `None` if it has no parent.
 pub(super) fn parent_name(file: &File) -> Option<String> {
-    let path = match &bytes_at::<8>(file, 0)? {
+    last_part(&parent_path(file)?)
+}
+
+/// The path that the disk names its parent by, as its writer left it; `None` if it has no parent,
+/// or is a descriptor file.
+pub fn parent_path(file: &File) -> Option<String> {
+    match &bytes_at::<8>(file, 0)? {
         b"conectix" => vhd(file),
         b"vhdxfile" => vhdx(file),
         head if head.starts_with(b"QFI\xfb") => qcow2(file),
@@ -22,26 +28,30 @@ pub(super) fn parent_name(file: &File) -> Option<String> {
             let size_bytes = size_bytes.min(MAX_DESCRIPTOR_BYTES);
             // 0 says that there is no descriptor.
             let offset_bytes = Some(offset_bytes).filter(|offset| *offset > 0)?;
-            of_descriptor(&String::from_utf8_lossy(&read(
+            path_in_descriptor(&String::from_utf8_lossy(&read(
                 file,
                 offset_bytes,
                 size_bytes,
             )?))
         }
         _ => None,
-    }?;
-    last_part(&path)
+    }
+}
+
+/// The name of the parent that a VMDK descriptor's text hints at.
+pub(super) fn of_descriptor(text: &str) -> Option<String> {
+    last_part(&path_in_descriptor(text)?)
 }
 
 /// The hint in a VMDK descriptor's text.
-pub(super) fn of_descriptor(text: &str) -> Option<String> {
+pub fn path_in_descriptor(text: &str) -> Option<String> {
     let mut lines = text.lines().map(str::trim_start);
     let line = lines.find_map(|line| line.strip_prefix("parentFileNameHint"))?;
-    last_part(line.split('"').nth(1)?)
+    line.split('"').nth(1).map(str::to_owned)
 }
 
 /// Paths of other machines mean nothing here; what they end in does.
-fn last_part(path: &str) -> Option<String> {
+pub fn last_part(path: &str) -> Option<String> {
     let last = path.rsplit(['/', '\\']).next()?.trim_end_matches('\0');
     let is_name = !last.is_empty() && !last.starts_with('.') && !last.contains('\0');
     is_name.then(|| last.to_owned())

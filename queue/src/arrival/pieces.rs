@@ -113,26 +113,9 @@ impl Scope<'_> {
         })
     }
 
-    /// An OVA owns nothing outside itself; its OVF, which comes first (DSP0243, 5.3), names the VM.
+    /// An OVA owns nothing outside itself; its OVF names the VM.
     fn of_ova(&self, owner: &str, path: &Path) -> Option<Pieces> {
-        let mut file = open(path).ok()?;
-        let mut header = [0; 512];
-        file.read_exact(&mut header).ok()?;
-        let text = |range| {
-            let field: &[u8] = header.get(range)?;
-            let field = field.split(|byte| *byte == 0).next()?;
-            std::str::from_utf8(field).ok().map(str::trim)
-        };
-        let is_ovf = text(0..100)?.to_ascii_lowercase().ends_with(".ovf");
-        if text(257..262)? != "ustar" || !is_ovf {
-            return None;
-        }
-        let size_bytes = u64::from_str_radix(text(124..136)?, 8).ok()?;
-        if size_bytes > MAX_TEXT_BYTES {
-            return None;
-        }
-        let mut descriptor = Vec::new();
-        file.take(size_bytes).read_to_end(&mut descriptor).ok()?;
+        let descriptor = ova_descriptor(&mut open(path).ok()?)?;
         let described = self.of_ovf(owner, &descriptor).ok()?;
         Some(Pieces {
             vm_name: described.vm_name,
@@ -141,10 +124,11 @@ impl Scope<'_> {
     }
 
     fn of_manifest(&self, owner: &str, manifest: &Manifest) -> Pieces {
-        let names = manifest
-            .disks
-            .iter()
-            .filter_map(|disk| self.resolve(owner, &disk.local_path));
+        let names = manifest.disks.iter().flat_map(|disk| {
+            let pieces = disk.pieces.iter().map(|piece| &piece.local_path);
+            std::iter::once(&disk.local_path).chain(pieces)
+        });
+        let names = names.filter_map(|name| self.resolve(owner, name));
         let growing = manifest
             .disks
             .iter()
@@ -219,20 +203,9 @@ impl Scope<'_> {
         Ok(pieces)
     }
 
-    /// The extent lines of a descriptor: `RW 4192256 SPARSE "vm-s001.vmdk"`.
     fn of_descriptor(&self, owner: &str, bytes: &[u8]) -> Pieces {
         let text = String::from_utf8_lossy(bytes);
-        let names = text
-            .lines()
-            .map(str::trim_start)
-            .filter(|line| {
-                ["RW ", "RDONLY ", "NOACCESS "]
-                    .iter()
-                    .any(|w| line.starts_with(w))
-            })
-            .filter_map(|line| line.split('"').nth(1))
-            .take(MAX_PIECES)
-            .filter_map(|name| self.resolve(owner, name));
+        let names = extents(&text).filter_map(|name| self.resolve(owner, name));
         let parent = parents::of_descriptor(&text).and_then(|name| self.resolve(owner, &name));
         Pieces {
             has_parent: parent.is_some(),
@@ -270,6 +243,41 @@ impl Scope<'_> {
         let text = plain.to_str()?;
         (crate::roots::is_plain(text) && !text.starts_with('.')).then(|| text.to_owned())
     }
+}
+
+/// The OVF that an OVA begins with (DSP0243, 5.3), if it does.
+pub fn ova_descriptor(archive: &mut dyn Read) -> Option<Vec<u8>> {
+    let mut header = [0; 512];
+    archive.read_exact(&mut header).ok()?;
+    let text = |range| {
+        let field: &[u8] = header.get(range)?;
+        let field = field.split(|byte| *byte == 0).next()?;
+        std::str::from_utf8(field).ok().map(str::trim)
+    };
+    let is_ovf = text(0..100)?.to_ascii_lowercase().ends_with(".ovf");
+    if text(257..262)? != "ustar" || !is_ovf {
+        return None;
+    }
+    let size_bytes = u64::from_str_radix(text(124..136)?, 8).ok()?;
+    if size_bytes > MAX_TEXT_BYTES {
+        return None;
+    }
+    let mut descriptor = Vec::new();
+    archive.take(size_bytes).read_to_end(&mut descriptor).ok()?;
+    (descriptor.len() as u64 == size_bytes).then_some(descriptor)
+}
+
+/// The names in the extent lines of a VMDK descriptor: `RW 4192256 SPARSE "vm-s001.vmdk"`.
+pub fn extents(text: &str) -> impl Iterator<Item = &str> {
+    let is_extent = |line: &&str| {
+        ["RW ", "RDONLY ", "NOACCESS "]
+            .iter()
+            .any(|access| line.starts_with(access))
+    };
+    let lines = text.lines().map(str::trim_start).filter(is_extent);
+    lines
+        .filter_map(|line| line.split('"').nth(1))
+        .take(MAX_PIECES)
 }
 
 /// The files that one of `size` bytes was cut into (DSP0243, 7.1): one at least.
@@ -364,12 +372,16 @@ mod tests {
         let manifest = serde_json::json!({"manifest_version": "1.0", "disks": [
             {"id": "a", "source_format": "vmdk", "bytes": 0, "local_path": "vm.vmdk"},
             {"id": "b", "source_format": "raw", "bytes": 0,
-             "local_path": queue.join("sub/b.raw").to_str().unwrap()},
+             "local_path": queue.join("sub/b.raw").to_str().unwrap(),
+             "pieces": [{"local_path": "sub/b.log", "bytes": 1}, {"local_path": "/x", "bytes": 1}]},
             {"id": "c", "source_format": "raw", "bytes": 0, "local_path": "/etc/shadow"}],
             "output": {"directory": "/out/site-a"}});
         std::fs::write(queue.join("m.json"), manifest.to_string()).unwrap();
         let pieces = scope.pieces("m.json").unwrap();
-        assert_eq!(pieces.names, ["sub/b.raw", "vm-flat.vmdk", "vm.vmdk"]);
+        assert_eq!(
+            pieces.names,
+            ["sub/b.log", "sub/b.raw", "vm-flat.vmdk", "vm.vmdk"]
+        );
         assert_eq!(pieces.place.as_deref(), Some("site-a"));
 
         let mut ova = vec![0; 512];

@@ -57,6 +57,12 @@ pub struct Server {
     /// Provider `local`: the directories beneath which VMs may lie.
     #[serde(default)]
     pub roots: Vec<PathBuf>,
+    /// Provider `local`: the http:// and https:// addresses beneath which they may lie.
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// Provider `local`: where the datastores that a .vmx names are mounted here.
+    #[serde(default)]
+    pub datastores: BTreeMap<String, PathBuf>,
 }
 
 impl Default for ExportsConfig {
@@ -178,14 +184,27 @@ impl Server {
                 return refuse(key, "is not an absolute path");
             }
         }
+        let is_url = |url: &String| url.starts_with("http://") || url.starts_with("https://");
         match self.provider.as_str() {
-            "local" if self.roots.is_empty() => refuse("provider", "`local` needs roots"),
+            "local" if self.roots.is_empty() && self.urls.is_empty() => {
+                refuse("provider", "`local` needs roots or urls")
+            }
             "local" if self.roots.iter().any(|root| !root.is_absolute()) => {
                 refuse("roots", "holds a path that is not absolute")
+            }
+            "local" if self.datastores.values().any(|path| !path.is_absolute()) => {
+                refuse("datastores", "holds a path that is not absolute")
+            }
+            "local" if !self.urls.iter().all(is_url) => {
+                refuse("urls", "holds what does not begin with http:// or https://")
             }
             "local" => Ok(()),
             "vsphere" if self.username.is_none() => refuse("provider", "`vsphere` needs username"),
             "vsphere" if !self.roots.is_empty() => refuse("roots", "is for `local` alone"),
+            "vsphere" if !self.urls.is_empty() => refuse("urls", "is for `local` alone"),
+            "vsphere" if !self.datastores.is_empty() => {
+                refuse("datastores", "is for `local` alone")
+            }
             "vsphere" => Ok(()),
             _ => refuse("provider", "is neither vsphere nor local"),
         }
@@ -224,6 +243,16 @@ mod tests {
             ("[server.a]\nprovider = \"aws\"\n", 2, "provider"),
             ("[server.a]\nprovider = \"vsphere\"\n", 2, "provider"),
             ("[server.a]\nprovider = \"local\"\n", 2, "provider"),
+            (
+                "[server.a]\nprovider = \"local\"\nurls = [\"ftp://h/\"]\n",
+                3,
+                "urls",
+            ),
+            (
+                "[server.a]\nprovider = \"local\"\nroots = [\"/x\"]\ndatastores = { d = \"x\" }\n",
+                4,
+                "datastores",
+            ),
             (
                 "[server.a]\nprovider = \"local\"\npassword = \"x\"\n",
                 3,

@@ -68,6 +68,15 @@ pub enum ExportFormat {
     Ova,
 }
 
+/// Whether `vm` is an address that tells more than where a file lies: a user, a query, a fragment.
+pub fn has_secret(vm: &str) -> bool {
+    let Some((_, rest)) = vm.split_once("://") else {
+        return false;
+    };
+    let authority = rest.split(['/', '\\']).next().unwrap_or(rest);
+    authority.contains('@') || rest.contains(['?', '#'])
+}
+
 fn default_instance() -> String {
     crate::job::name::DEFAULT_INSTANCE.to_owned()
 }
@@ -138,6 +147,12 @@ impl ExportRequest {
             .with_remedy("name the VM as the provider does, in at most 4096 bytes"));
         }
         crate::job::name::check_instance(&self.instance)?;
+        if has_secret(&self.vm) {
+            return Err(Error::invalid(
+                "vm of the export request is an address with a password or ticket in it",
+            )
+            .with_remedy("change that password; give the address of a file that needs none"));
+        }
         let is_secret = |key: &&String| {
             let key = key.to_ascii_lowercase();
             SECRETS.iter().any(|secret| key.contains(secret))
@@ -228,6 +243,14 @@ mod tests {
             (
                 r#"{"export_version": "1.0", "vm": "x", "server": "s", "vcPassword": "geheim"}"#,
                 "a secret: vcPassword",
+            ),
+            (
+                r#"{"export_version": "1.0", "vm": "https://u:geheim@nas/x", "server": "s"}"#,
+                "a password or ticket",
+            ),
+            (
+                r#"{"export_version": "1.0", "vm": "http://nas/x.ova?geheim", "server": "s"}"#,
+                "a password or ticket",
             ),
         ] {
             let error = ExportRequest::parse(text.as_bytes()).unwrap_err();

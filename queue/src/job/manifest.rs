@@ -99,6 +99,9 @@ pub struct Disk {
     /// `sha256:<hex>` or `blake3:<hex>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
+    /// The other files that the disk is made of: extents, parents, what an OVF names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pieces: Vec<Piece>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_order_hint: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,6 +117,16 @@ pub struct Disk {
     pub growing: bool,
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// A file that belongs to a disk, beside the one that stands for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    pub local_path: String,
+    pub bytes: u64,
+    /// `sha256:<hex>` or `blake3:<hex>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -2,9 +2,9 @@
 use std::fs;
 use std::path::Path;
 
-use converter::source::ovf;
 use hyper2kvm_tests::images;
 use proptest::prelude::*;
+use queue::arrival::ovf;
 use queue::arrival::pieces::Scope;
 use queue::arrival::{candidate, whole, xml};
 use queue::job::{JobId, Manifest, Record, Request, Status, VmName};
@@ -105,10 +105,9 @@ fn vmdk_descriptor() {
     fuzz_owner("vmdk: descriptor", &top, "vm.vmdk", &[FLAT]);
 }
 
-const ESXI: &[u8] = include_bytes!("../../../converter/src/source/ovf/samples/esxi7-two-disks.ovf");
-const VIRTUALBOX: &[u8] =
-    include_bytes!("../../../converter/src/source/ovf/samples/virtualbox7.ovf");
-const OPEN_VMDK: &[u8] = include_bytes!("../../../converter/src/source/ovf/samples/open-vmdk.ovf");
+const ESXI: &[u8] = include_bytes!("../../../queue/src/arrival/ovf/samples/esxi7-two-disks.ovf");
+const VIRTUALBOX: &[u8] = include_bytes!("../../../queue/src/arrival/ovf/samples/virtualbox7.ovf");
+const OPEN_VMDK: &[u8] = include_bytes!("../../../queue/src/arrival/ovf/samples/open-vmdk.ovf");
 
 #[test]
 fn ovf_xml() {

@@ -5,16 +5,18 @@ use std::time::Duration;
 use super::vsphere::VsphereArgs;
 use clap::{ArgAction, Parser, ValueEnum};
 use exporter::error::{Error, ErrorKind, Result};
-use exporter::export::Origin;
+use exporter::export::{Origin, origin};
+use exporter::provider::local::{Reach, is_url};
 use exporter::worker::follow::Patience;
 use exporter::worker::{Route, direct};
 use queue::instance::{DEFAULT, Instance, config_path};
+use queue::job::export::has_secret;
 
 const MAX_BATCH_BYTES: u64 = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ProviderName {
-    /// Disks in a directory of this host, or one disk file.
+    /// Files of this host, a mounted datastore, or a web server.
     Local,
     Vsphere,
     Aws,
@@ -38,13 +40,14 @@ pub enum Format {
     after_help = "Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration, \
                   3 timed out.\n\nOn a terminal and without arguments it asks for \
                   what an export needs, shows the plan and the command line, and starts when told \
-                  to.\n\nWith provider local the VM's disks are at --source; without it, \
-                  --vm itself is the path and the VM is named after it. Sources are copied, never \
-                  moved or changed."
+                  to.\n\nWith provider local the VM is at --source; without it, --vm itself \
+                  is the path. A .vmx or an OVF tells its name and hardware, with snapshots taken \
+                  along; disks alone are named after their directory or file. Sources are copied, \
+                  never moved or changed."
 )]
 pub struct Args {
-    /// The VM: its name, inventory path, UUID or id; with provider local and no --source, the path
-    /// of its disks
+    /// The VM: its name, inventory path, UUID or id; with provider local and no --source, its path
+    /// or address
     #[arg(long, value_name = "NAME", required_unless_present_any = ["batch", "source", "list"])]
     pub vm: Option<String>,
     /// Where the VM comes from [default: local, or vsphere with --vcenter]
@@ -52,14 +55,19 @@ pub struct Args {
     pub provider: Option<ProviderName>,
     #[command(flatten)]
     pub vsphere: VsphereArgs,
-    /// Lists the VMs that PATTERN means (name, path, folder, glob, UUID, id) and exports none
-    /// [default pattern: all]
+    /// Lists the VMs that PATTERN means (name, path, folder, glob, UUID, id; with provider local a
+    /// directory, as a mounted datastore) and exports none [default pattern: all]
     #[arg(long, value_name = "PATTERN", num_args = 0..=1, default_missing_value = "",
           conflicts_with_all = ["vm", "batch", "source"])]
     pub list: Option<String>,
-    /// Provider local: a directory of disks, or one disk file
-    #[arg(long, value_name = "PATH", conflicts_with = "batch")]
+    /// Provider local: a directory of disks, or with a .vmx, an OVF or an OVA; such a file, or one
+    /// disk; or the http:// or https:// address of a disk or an OVA
+    #[arg(long, value_name = "PATH|URL", conflicts_with = "batch")]
     pub source: Option<String>,
+    /// Provider local: where the datastore is mounted that a .vmx calls /vmfs/volumes/NAME; may be
+    /// given several times
+    #[arg(long, value_name = "NAME=DIR", value_parser = datastore)]
+    pub datastore: Vec<(String, PathBuf)>,
     /// Puts the disks into DIR/<vm>/; with --pipeline they are kept there, and the result goes to
     /// --hyper2kvm-output-dir
     #[arg(long, value_name = "DIR")]
@@ -140,15 +148,10 @@ impl Args {
             )
             .with_remedy("export the VM's disks yourself and use --provider local --source"));
         }
-        if let Some(flag) = self
-            .vsphere
-            .given()
-            .filter(|_| provider != ProviderName::Vsphere)
-        {
-            return Err(usage(&format!("{flag} is of provider vsphere")));
-        }
-        if self.source.is_some() && provider != ProviderName::Local {
-            return Err(usage("--source is of provider local"));
+        if provider == ProviderName::Local {
+            self.check_local()?;
+        } else if self.source.is_some() || !self.datastore.is_empty() {
+            return Err(usage("--source and --datastore are of provider local"));
         }
         if self.list.is_some() {
             return Ok(());
@@ -183,6 +186,19 @@ impl Args {
         Ok(())
     }
 
+    fn check_local(&self) -> Result<()> {
+        let named = [&self.source, &self.vm, &self.list];
+        if named.iter().copied().flatten().any(|vm| has_secret(vm)) {
+            return Err(secret());
+        }
+        let mut named = named.into_iter().flatten();
+        let is_remote = self.batch.is_some() || named.any(|vm| is_url(vm));
+        match self.vsphere.given(is_remote) {
+            Some(flag) => Err(usage(&format!("{flag} is of provider vsphere"))),
+            None => Ok(()),
+        }
+    }
+
     fn provider(&self) -> ProviderName {
         let implied = match self.vsphere.vcenter {
             Some(_) => ProviderName::Vsphere,
@@ -194,7 +210,11 @@ impl Args {
     pub fn origin(&self) -> Result<Origin> {
         match self.provider() {
             ProviderName::Vsphere => self.vsphere.origin(),
-            _ => Ok(Origin::Local),
+            _ => Ok(Origin::Local(Reach {
+                limits: None,
+                datastores: self.datastore.iter().cloned().collect(),
+                trust: origin::trust(&self.vsphere.section())?,
+            })),
         }
     }
 
@@ -262,7 +282,10 @@ impl Args {
         let lines = text.lines().map(str::trim);
         let targets = lines
             .filter(|line| !line.is_empty() && !line.starts_with('#'))
-            .map(|line| target(Some(line), None))
+            .map(|line| match has_secret(line) {
+                true => Err(secret()),
+                false => target(Some(line), None),
+            })
             .collect::<Result<Vec<_>>>()?;
         if targets.is_empty() {
             return Err(Error::invalid(format!("{} lists no VM", path.display()))
@@ -284,6 +307,18 @@ fn target(vm: Option<&str>, source: Option<&str>) -> Result<Target> {
         }),
         (None, None) => Err(usage("give --vm or --source")),
     }
+}
+
+fn datastore(text: &str) -> std::result::Result<(String, PathBuf), String> {
+    let (name, path) = text.split_once('=').unwrap_or_default();
+    if name.is_empty() || name.contains('/') || path.is_empty() {
+        return Err("give NAME=DIR, the name without /vmfs/volumes/".to_owned());
+    }
+    Ok((name.to_owned(), PathBuf::from(path)))
+}
+
+fn secret() -> Error {
+    usage("an address with a user, a password, a query or a fragment in it is not taken")
 }
 
 fn value_name(provider: ProviderName) -> String {
@@ -341,6 +376,10 @@ mod tests {
             "--vm a --vcenter vc --source s --output o",
             "--vm a --pipeline --username u",
             "--list --provider local --insecure",
+            "--vm a --vcenter vc --output o --datastore ds=/d",
+            "--vm https://u:p@nas/a.ova --output o",
+            "--source https://nas/a.ova?ticket --output o",
+            "--source https://nas/a.ova --username u --output o",
             "--vm a --hyper2kvm-daemon --pipeline=false",
             "--vm a --pipeline --manifest=false",
             "--vm a --output o --libvirt",

@@ -2,13 +2,13 @@
 //! typed. Nothing is exported or written here; leaving it at any question leaves nothing.
 use std::fmt;
 use std::io::IsTerminal;
-use std::path::Path;
 use std::sync::Arc;
 
 use clap::Parser;
 use exporter::error::{Error, ErrorKind, Result};
 use exporter::export::Origin;
 use exporter::machine::{Provider, Summary};
+use exporter::provider::local::Reach;
 use indicatif::HumanBytes;
 use inquire::validator::Validation;
 use inquire::{Confirm, InquireError, Select, Text};
@@ -103,13 +103,13 @@ pub fn ask() -> Asked<Answers> {
         "Where does the VM come from?",
         vec![
             ("vsphere: a vCenter or an ESXi host", true),
-            ("local: disks of this host", false),
+            ("local: files of this host, or on a web server", false),
         ],
     )?;
     let (mut line, provider) = match is_vsphere {
         true => vsphere()?,
         false => {
-            let provider = Origin::Local.connect()?;
+            let provider = Origin::Local(Reach::default()).connect()?;
             (vec!["--provider".into(), "local".into()], provider)
         }
     };
@@ -206,10 +206,10 @@ fn vsphere_vm(provider: &dyn Provider) -> Asked<String> {
 
 fn local_vm(provider: &dyn Provider) -> Asked<String> {
     loop {
-        let path = text("Directory of disks, or a disk file:", None)?;
+        let path = text("Path of the VM or of a datastore, or an address:", None)?;
         match provider.discover(&path) {
             Ok(found) => match found.as_slice() {
-                [] => eprintln!("{path} holds no disks"),
+                [] => eprintln!("{path} holds no VM"),
                 [only] => return Ok(only.id.clone()),
                 _ => return pick(&found),
             },
@@ -246,7 +246,7 @@ fn row(vm: &Summary) -> String {
 fn typed_as(vm: &Summary, all: &[Summary]) -> String {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | ' ');
     let is_alone = all.iter().filter(|other| other.name == vm.name).count() == 1;
-    let is_path = Path::new(&vm.id).is_absolute();
+    let is_path = vm.id.contains('/');
     match is_alone && !is_path && vm.name.chars().all(plain) {
         true => vm.name.clone(),
         false => vm.id.clone(),

@@ -16,7 +16,7 @@ const PASSWORDS: [&str; 2] = ["HYPER2KVM_VCENTER_PASSWORD", "VSPHERE_PASSWORD"];
 const USERNAMES: [&str; 2] = ["HYPER2KVM_VCENTER_USERNAME", "VSPHERE_USERNAME"];
 
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Provider vsphere")]
+#[command(next_help_heading = "Provider vsphere, and https:// sources")]
 pub struct VsphereArgs {
     /// The vCenter or ESXi host; implies --provider vsphere
     #[arg(long, value_name = "HOST[:PORT]")]
@@ -43,16 +43,16 @@ pub struct VsphereArgs {
 }
 
 impl VsphereArgs {
-    /// The first of the flags that were given.
-    pub fn given(&self) -> Option<&'static str> {
+    /// The first of the flags that were given; with `is_remote`, of those that vSphere alone has.
+    pub fn given(&self, is_remote: bool) -> Option<&'static str> {
         [
             ("--vcenter", self.vcenter.is_some()),
             ("--username", self.username.is_some()),
             ("--password-file", self.password_file.is_some()),
-            ("--thumbprint", self.thumbprint.is_some()),
-            ("--ca-file", self.ca_file.is_some()),
+            ("--thumbprint", self.thumbprint.is_some() && !is_remote),
+            ("--ca-file", self.ca_file.is_some() && !is_remote),
             ("--vcenter-timeout", self.vcenter_timeout.is_some()),
-            ("--insecure", self.insecure),
+            ("--insecure", self.insecure && !is_remote),
         ]
         .into_iter()
         .find_map(|(name, given)| given.then_some(name))
@@ -71,7 +71,7 @@ impl VsphereArgs {
     }
 
     /// What the service's configuration would say of the server.
-    fn section(&self) -> Section {
+    pub fn section(&self) -> Section {
         let set = |name: &&str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let username = self.username.clone();
         Section {

@@ -183,6 +183,7 @@ impl Downloads<'_> {
             format: disk.format.clone(),
             size_bytes: fetched.size_bytes,
             checksum,
+            pieces: Vec::new(),
         };
         if let Some(stream) = self.stream {
             stream.end(&delivered)?;

@@ -2,6 +2,7 @@
 //! becomes of it, neither lease nor snapshot stays.
 use std::path::Path;
 
+use super::Server;
 use super::descriptor;
 use super::disks::{Downloads, Task};
 use super::hardware::{self, Described};
@@ -10,10 +11,9 @@ use super::properties::returned;
 use super::session::{Effect, Session};
 use super::snapshot::{self, Snapshot};
 use super::soap::{self, Moref};
-use super::{Server, Steady};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Delivered, Disk, Exported, Ledger, Order, Power, Stream};
-use crate::transfer::{Monitor, cancelled};
+use crate::transfer::{Monitor, Steady, cancelled};
 
 pub struct Export<'a> {
     pub session: &'a Session,
@@ -141,6 +141,7 @@ impl Export<'_> {
             method,
             disks,
             descriptor: None,
+            notes: Vec::new(),
             warnings,
             is_streamed: downloads.stream.is_some(),
         };
@@ -175,11 +176,13 @@ impl Export<'_> {
             format: disk.format.clone(),
             size_bytes: disk.size_bytes,
             checksum: String::new(),
+            pieces: Vec::new(),
         };
         stream.begin(&Exported {
             method,
             disks: disks.iter().map(expected).collect(),
             descriptor: None,
+            notes: Vec::new(),
             warnings: warnings.to_vec(),
             is_streamed: true,
         })?;

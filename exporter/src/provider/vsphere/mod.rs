@@ -28,9 +28,9 @@ use self::soap::Moref;
 use super::secret::Secret;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Debt, Exported, Ledger, Order, Provider, Summary, Vm};
-use crate::transfer::Monitor;
 use crate::transfer::http::Url;
 use crate::transfer::tls::Trust;
+use crate::transfer::{Monitor, Steady};
 
 pub const NAME: &str = "vsphere";
 pub const PORT: u16 = 443;
@@ -181,23 +181,6 @@ impl Provider for Vsphere {
             failed = failed.and(settled);
         }
         failed
-    }
-}
-
-/// Shows nothing and never cancels: for what must be brought to its end.
-struct Steady;
-
-impl Monitor for Steady {
-    fn begin(&self, _: &str, _: u64) {}
-    fn advance(&self, _: u64) {}
-    fn stand(&self, _: u64, _: u64) {}
-    fn message(&self, _: &str) {}
-    fn warn(&self, _: &str) {}
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-    fn branch(&self) -> Box<dyn Monitor + '_> {
-        Box::new(Self)
     }
 }
 

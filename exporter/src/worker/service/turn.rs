@@ -121,11 +121,10 @@ fn fetch(
     job.record.notes = request.notes();
     job.save_record(false)?;
     let server = server(exports, request)?;
-    let vm = find(&request.vm, server)?;
     let provider = connect(&request.server, server)?;
     debts::settle(&exports.debts, &*provider)?;
     let ledger = Arc::new(FileLedger::new(&exports.debts));
-    let export = Export::describe(provider, &vm, request.name.as_deref(), ledger)?;
+    let export = Export::describe(provider, &request.vm, request.name.as_deref(), ledger)?;
     if export.name != job.memory.vm_name && job.rename_vm(export.name.clone())? != Begun::Yes {
         return Ok(Fetched::NameTaken);
     }
@@ -217,31 +216,6 @@ fn server<'a>(exports: &'a Exports, request: &ExportRequest) -> Result<&'a Serve
         .with_remedy("leave provider out of the request")),
         _ => Ok(server),
     }
-}
-
-/// What the provider is asked for. A path of this host lies beneath the server's roots, whatever
-/// links lead there: whoever may drop a request may not read everything that the service may.
-fn find(vm: &str, server: &Server) -> Result<String> {
-    if server.provider != "local" {
-        return Ok(vm.to_owned());
-    }
-    for root in &server.roots {
-        let path = root.join(vm);
-        let Ok(found) = std::fs::canonicalize(&path) else {
-            continue;
-        };
-        let root = std::fs::canonicalize(root).map_err(|error| Error::io("open", root, error))?;
-        if found != root && found.starts_with(&root) {
-            return found.into_os_string().into_string().map_err(|path| {
-                Error::invalid(format!("{} is not UTF-8", path.display()))
-                    .with_remedy("rename the file")
-            });
-        }
-    }
-    Err(Error::invalid(format!(
-        "no disks of {vm} lie beneath the roots of this server"
-    ))
-    .with_remedy("name a directory or disk file by its path beneath roots"))
 }
 
 /// What the request wishes of the conversion stands in the manifest.

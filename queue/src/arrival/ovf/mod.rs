@@ -12,9 +12,9 @@ mod xml;
 
 use std::collections::{HashMap, HashSet};
 
+use crate::job::Machine;
 pub use digests::{Algorithm, MemberDigest, parse_digests};
 use hardware::{Attachment, Backing};
-use queue::job::Machine;
 use roxmltree::Node;
 use xml::{attribute, child, children, quote};
 
@@ -84,6 +84,18 @@ pub fn parse(bytes: &[u8]) -> Result<Ovf> {
         system_type: hardware::system_type(system),
         notes,
     })
+}
+
+/// An `href` without its percent signs; `None` if nothing is encoded, or not as UTF-8.
+pub fn percent_decoded(text: &str) -> Option<String> {
+    let (first, rest) = text.split_once('%')?;
+    let mut bytes = first.as_bytes().to_vec();
+    for part in rest.split('%') {
+        let (hex, plain) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(hex, 16).ok()?);
+        bytes.extend(plain.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
 }
 
 fn limit(notes: &mut Vec<String>) {

@@ -4,7 +4,7 @@
 //! VirtualBox (`vbox:Machine`). What the descriptor does not say stays unknown; nothing is guessed.
 use std::collections::HashMap;
 
-use queue::job::{Firmware, Machine, Nic};
+use crate::job::{Firmware, Machine, Nic};
 use roxmltree::Node;
 
 use super::items::{self, Item};

@@ -1,5 +1,5 @@
 //! Descriptors as ESXi, ovftool, VirtualBox and open-vmdk write them, and as nobody should.
-use queue::job::{Firmware, Nic};
+use crate::job::{Firmware, Nic};
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! Walking an OVF's elements and attributes, whatever prefixes their writer chose.
 use roxmltree::Node;
 
-pub use queue::arrival::xml::{decode, parse};
+pub use crate::arrival::xml::{decode, parse};
 
 /// The namespace of OVF's own attributes begins so, whatever its version.
 const OVF_NAMESPACE: &str = "http://schemas.dmtf.org/ovf/envelope/";
