@@ -22,3 +22,4 @@ pub mod vhd;
 pub mod vhdx;
 pub mod vmfs;
 pub mod vsphere;
+pub mod web;
