@@ -171,10 +171,11 @@ pub trait Provider: Send + Sync {
     /// The one VM that `vm` means, in the words of `discover`; several are an error that lists
     /// them. Changes nothing.
     fn describe(&self, vm: &str) -> Result<Vm>;
-    /// Brings all disks into the directory `into` (or the stream of `order`), or fails; what lies there of a failed export is
-    /// the caller's to remove. The VM and its disks are never modified. What has to be made on the
-    /// server meanwhile is in the ledger first, and gone when this returns, also in failure and
-    /// when the monitor cancels; what could not be removed stays in the ledger.
+    /// Brings all disks into the directory `into`, or into the stream of `order` if the provider
+    /// can, or fails; what lies there of a failed export is the caller's to remove. The VM and its
+    /// disks are never modified. What has to be made on the server meanwhile is in the ledger
+    /// first, and gone when this returns, also in failure and when the monitor cancels; what could
+    /// not be removed stays in the ledger.
     fn export(
         &self,
         vm: &Vm,
