@@ -36,6 +36,8 @@ pub const COMMAND: &str = "appliance";
 const MEMORY_MIB: i32 = 1280;
 /// How often a waiting session gives a sign of life and looks whether it shall end.
 const TICK: Duration = Duration::from_millis(500);
+/// What the library says (c-api.c) of an appliance whose end it has seen.
+const NOT_LAUNCHED: &str = "call launch before using this function";
 /// How much of what the appliance printed an error tells.
 const TOLD_CHARS: usize = 300;
 
@@ -200,6 +202,10 @@ impl<'a> Appliance<'a> {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             match self.replies.recv_timeout(left.min(TICK)) {
+                Ok(Ok((Reply::Failed(reason), _))) if reason.contains(NOT_LAUNCHED) => {
+                    let what = format!("the appliance's QEMU ended before {}", name_of(request));
+                    return Err(self.end(guest(what)));
+                }
                 Ok(Ok((Reply::Failed(reason), _))) => {
                     return Err(guest(format!("{}: {reason}", name_of(request))));
                 }

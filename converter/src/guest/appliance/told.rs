@@ -64,8 +64,8 @@ mod tests {
 
     #[test]
     fn a_reason_is_one_line_without_advice() {
-        let launch = "guestfs_launch failed.\nThis usually means the libguestfs appliance failed to \
-                      start or crashed.\nDo:\n  export LIBGUESTFS_DEBUG=1 LIBGUESTFS_TRACE=1\n";
+        let launch = "guestfs_launch failed.\nThis usually means the libguestfs appliance failed \
+                      to start or crashed.\nDo:\n  export LIBGUESTFS_DEBUG=1 X=1\n";
         let killed = "/usr/bin/qemu-system-x86_64 killed by signal 6 (Aborted).\nTo see full error \
                       messages you may need to enable debugging.\nDo:\n  export X=1\n";
         let long = format!("{}the\n end", "x".repeat(600));
