@@ -6,8 +6,13 @@ export PATH="$PATH:/usr/sbin:/sbin"
 # program, or pattern of a file, and package
 demo='qemu-img qemu-utils
 mke2fs e2fsprogs'
-bench='mkfs.xfs xfsprogs
-mkfs.btrfs btrfs-progs'
+simulator='go golang-go
+/usr/share/gocode/src/github.com/vmware/govmomi golang-github-vmware-govmomi-dev
+/usr/share/gocode/src/github.com/google/uuid golang-github-google-uuid-dev'
+bench="mkfs.xfs xfsprogs
+mkfs.btrfs btrfs-progs
+curl curl
+$simulator"
 test='xmllint libxml2-utils
 strace strace
 debootstrap debootstrap
@@ -23,9 +28,6 @@ virsh libvirt-clients
 virt-xml-validate libvirt-clients
 libvirtd libvirt-daemon-system
 qemu-system-x86_64 qemu-system-x86
-go golang-go
-/usr/share/gocode/src/github.com/vmware/govmomi golang-github-vmware-govmomi-dev
-/usr/share/gocode/src/github.com/google/uuid golang-github-google-uuid-dev
 openssl openssl'
 
 case "${1:-}" in

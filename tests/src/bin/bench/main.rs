@@ -3,6 +3,7 @@
 //! `bench [--inputs DIR] [ROW…]`: without rows all of them, and BENCHMARKS.md is written. Builds
 //! its own inputs (TMPDIR chooses where) or uses and keeps those in DIR, starts the daemon that was
 //! built beside it, and compares with the installed qemu-img in the same run.
+mod download;
 mod inputs;
 mod load;
 mod measure;
@@ -24,6 +25,7 @@ const ROUNDS: usize = 5;
 const LATENCY: &str = "latency";
 const LOAD: &str = "load";
 const STREAMING: &str = "streaming";
+const DOWNLOAD: &str = "download";
 
 struct Arguments {
     inputs: Option<PathBuf>,
@@ -67,6 +69,10 @@ fn main() -> Result<()> {
         let lines = streaming::streaming(programs, &top.path().join(STREAMING))?;
         report.add_lines(lines);
     }
+    if wanted(DOWNLOAD) {
+        let lines = download::download(programs, &top.path().join(DOWNLOAD))?;
+        report.add_lines(lines);
+    }
     if arguments.rows.is_empty() {
         report.write()?;
     }
@@ -88,7 +94,7 @@ fn arguments() -> Result<Arguments> {
         let names = WORKS
             .iter()
             .map(|work| work.name)
-            .chain([LATENCY, LOAD, STREAMING]);
+            .chain([LATENCY, LOAD, STREAMING, DOWNLOAD]);
         if !names.clone().any(|name| name == argument) {
             let names: Vec<_> = names.collect();
             bail!("there is no row {argument:?}: {}", names.join(", "));

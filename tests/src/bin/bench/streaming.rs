@@ -114,7 +114,7 @@ fn append(disk: &Growing, stream: &Path) -> Result<()> {
 }
 
 /// Real files, one behind the other, as grains, until the stream is as long as it is to be.
-fn build(path: &Path) -> Result<()> {
+pub fn build(path: &Path) -> Result<()> {
     let mut files = Vec::new();
     for tree in TREES {
         collect(Path::new(tree), &mut files)?;
