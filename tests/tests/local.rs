@@ -187,6 +187,38 @@ fn a_vm_of_a_datastore_comes_with_its_snapshots_and_hardware() {
 }
 
 #[test]
+fn disks_of_one_name_come_from_two_datastores() {
+    let site = ExportSite::new("");
+    let top = site.instance.top.path().to_path_buf();
+    let other = top.join("other");
+    site.configure(&format!("datastores = {{ other = {other:?} }}\n"));
+    let mut raws = Vec::new();
+    for (seed, directory) in [(1, site.vms().join("db")), (2, other.join("db"))] {
+        fs::create_dir_all(&directory).unwrap();
+        let raw = top.join(format!("{seed}.raw"));
+        images::raw_disk(&raw, DISK_BYTES as u64, &[(0, &noise(seed, MIB))]);
+        fs::copy(&raw, directory.join("db-flat.vmdk")).unwrap();
+        let text = descriptor(1, None, "vmfs", "db-flat.vmdk");
+        fs::write(directory.join("db.vmdk"), text).unwrap();
+        raws.push(raw);
+    }
+    let vmx = "scsi0:0.fileName = \"db.vmdk\"\n\
+               scsi0:1.fileName = \"/vmfs/volumes/other/db/db.vmdk\"\n";
+    fs::write(site.vms().join("db/db.vmx"), vmx).unwrap();
+    let mut converter = site.instance.start();
+    let exporter = site.start();
+    site.ask(&site.request("db"));
+    converter.wait(60, "the VM is converted", || {
+        site.instance.link("db").exists()
+    });
+    exporter.stop();
+    converter.stop();
+    let result = site.instance.directories.output.join("db");
+    images::judge(&raws[0], &result.join("db.qcow2"), "qcow2");
+    images::judge(&raws[1], &result.join("db-disk2.qcow2"), "qcow2");
+}
+
+#[test]
 fn a_datastore_is_listed_and_a_running_vm_is_left_alone() {
     let top = tempfile::tempdir().unwrap();
     let store = top.path().join("store");

@@ -172,7 +172,7 @@ fn read(path: &Path) -> Result<Vmx> {
         .map_err(bad)?;
     if bytes.len() as u64 > vmx::MAX_BYTES {
         return Err(
-            Error::invalid(format!("{} is larger than 1 MiB", path.display()))
+            Error::invalid(format!("{} is larger than 256 KiB", path.display()))
                 .with_remedy("a .vmx describes a VM and holds no data"),
         );
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The largest `.vmx` that is read, in bytes; real ones have some KiB.
-pub const MAX_BYTES: u64 = 1024 * 1024;
+pub const MAX_BYTES: u64 = 256 * 1024;
 const MAX_KEYS: usize = 16 * 1024;
 
 /// Keys in lower case: VMware does not tell their case apart.
@@ -73,6 +73,12 @@ impl Vmx {
 fn entry(line: &[u8], number: u32) -> Result<Option<(String, Vec<u8>)>> {
     if line.is_empty() || line.starts_with(b"#") {
         return Ok(None);
+    }
+    if line
+        .iter()
+        .any(|byte| byte.is_ascii_control() && *byte != b'\t')
+    {
+        return Err(bad(format!("line {number} holds a control character")));
     }
     let Some(at) = line.iter().position(|byte| *byte == b'=') else {
         return Err(bad(format!("line {number} is no `key = \"value\"`")));
