@@ -2,7 +2,7 @@
 use std::path::Path;
 
 use queue::instance::config::{Compress, Config, FstabMode, Guest, GuestFix, OutFormat};
-use queue::job::manifest::{FixStage, Pipeline};
+use queue::job::pipeline::{FixStage, Pipeline};
 use queue::job::{Manifest, VmName};
 use queue::roots::is_plain;
 

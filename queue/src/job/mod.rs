@@ -9,6 +9,7 @@ pub mod id;
 pub mod machine;
 pub mod manifest;
 pub mod name;
+pub mod pipeline;
 pub mod record;
 pub mod request;
 

@@ -74,8 +74,8 @@ struct Unlaunched {
 }
 
 impl<'a> Appliance<'a> {
-    /// Starts the process and launches the appliance with these disks. An emulated one that does not
-    /// come up in its time is launched once more, with one processor: several hang now and then.
+    /// Starts the process and launches the appliance with these disks. An emulated one that does
+    /// not come up in its time is launched once more, with one processor: several may hang.
     pub fn launch(
         site: &Site,
         drives: Vec<Drive>,
