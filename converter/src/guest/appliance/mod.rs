@@ -62,8 +62,8 @@ pub struct Appliance<'a> {
     observer: &'a dyn Observer,
     deadline: Instant,
     scratch: Scratch,
-    /// Whether the process is gone, and why.
-    is_over: bool,
+    /// Why the process is gone, if it is.
+    over: Option<String>,
 }
 
 /// Why there is no appliance.
@@ -124,7 +124,7 @@ impl<'a> Appliance<'a> {
         })?;
         if let Err(error) = appliance.ask(&Request::Launch(order), &[]) {
             let is_late = error.kind == ErrorKind::Guest && appliance.deadline <= Instant::now();
-            let error = if appliance.is_over {
+            let error = if appliance.over.is_some() {
                 error
             } else {
                 appliance.with_last_words(&error)
@@ -183,14 +183,14 @@ impl<'a> Appliance<'a> {
             observer,
             deadline: Instant::now() + limit,
             scratch,
-            is_over: false,
+            over: None,
         })
     }
 
     /// Sends a request and waits for its answer, within the time limit.
     fn ask(&mut self, request: &Request, bytes: &[u8]) -> Result<(Reply, Vec<u8>)> {
-        if self.is_over {
-            return Err(guest("the appliance is gone"));
+        if let Some(why) = &self.over {
+            return Err(guest(why.clone()));
         }
         let sent = match &mut self.input {
             Some(input) => send(input, request, bytes),
@@ -233,15 +233,17 @@ impl<'a> Appliance<'a> {
 
     /// Kills what is left.
     fn end(&mut self, mut error: Error) -> Error {
-        self.is_over = true;
         let status = self.kill();
         if error.kind == ErrorKind::Cancelled {
+            self.over = Some(error.to_line());
             return error;
         }
         if let Some(signal) = status.and_then(|status| status.signal()) {
             error = guest(format!("{} (signal {signal})", error.to_line()));
         }
-        self.with_last_words(&error)
+        let error = self.with_last_words(&error);
+        self.over = Some(error.to_line());
+        error
     }
 
     /// The error, and what the appliance last printed.
