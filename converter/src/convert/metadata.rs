@@ -13,7 +13,7 @@ use crate::guest::model::Os;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metadata {
-    /// Absent for a conversion outside the queue.
+    /// Of `hyper2kvm convert`, a job of which there is no record.
     pub job_id: Option<JobId>,
     /// How often a worker began it; see each disk's `resumed_bytes`.
     #[serde(default)]

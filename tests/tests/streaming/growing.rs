@@ -28,12 +28,11 @@ pub enum Last {
 
 /// How far the converter is behind at most: more than it holds back until a batch is full.
 const MOST_AHEAD_BYTES: u64 = 3 << 20;
-/// After so many looks at the file without any work, it is not behind: it waits.
-const IDLE_LOOKS: u32 = 40;
 
 pub struct Producer {
     bytes: Vec<u8>,
     last: Last,
+    idle_looks: u32,
     state: Mutex<State>,
 }
 
@@ -86,7 +85,7 @@ impl Observer for Producer {
         state.idle = if bytes > 0 { 0 } else { state.idle + 1 };
         let ahead = (state.appended as u64).saturating_sub(state.done_bytes);
         // Where all of it has to come first, nothing is done meanwhile.
-        if bytes == 0 && (ahead < MOST_AHEAD_BYTES || state.idle > IDLE_LOOKS) {
+        if bytes == 0 && (ahead < MOST_AHEAD_BYTES || state.idle > self.idle_looks) {
             self.append(&mut state);
         }
     }
@@ -119,6 +118,8 @@ pub struct Bench {
     pub top: tempfile::TempDir,
     pub plan: Plan,
     pub patience: Duration,
+    /// After so many looks at the file without any work, it is not behind: it waits.
+    pub idle_looks: u32,
 }
 
 pub fn manifest(format: &str, growing: bool) -> String {
@@ -134,6 +135,7 @@ impl Bench {
             top: tempfile::tempdir().unwrap(),
             plan,
             patience: Duration::from_secs(60),
+            idle_looks: 40,
         }
     }
 
@@ -168,6 +170,7 @@ impl Bench {
         let producer = Producer {
             bytes: bytes.to_vec(),
             last,
+            idle_looks: self.idle_looks,
             state: Mutex::new(State {
                 growing,
                 appended: 0,

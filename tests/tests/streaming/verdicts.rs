@@ -39,7 +39,9 @@ fn the_bytes_are_those_of_the_whole_file() {
     let of_qemu = images::vmdk(raw.path(), "streamOptimized", place.path());
     let forms = [samples::stream(), fs::read(of_qemu).unwrap()];
     for compress in [Compress::None, Compress::Zlib, Compress::Zstd] {
-        let bench = Bench::new(plan(compress));
+        let mut bench = Bench::new(plan(compress));
+        // None of them has to come whole: who does nothing is behind, for want of a processor.
+        bench.idle_looks = u32::MAX;
         for bytes in &forms {
             let streamed = bench.streams(bytes, whole());
             let converted = streamed.result.as_ref().unwrap();

@@ -12,7 +12,7 @@ use converter::libvirt;
 use converter::source::{self, Appliance, Unpacker};
 use queue::instance::Config;
 use queue::instance::config::{BootCheck, Digest, GuestFix, Libvirt};
-use queue::job::{DiskRecord, Phase, VmName};
+use queue::job::{DiskRecord, JobId, Phase, VmName};
 use queue::roots::Roots;
 use serde::Serialize;
 
@@ -171,6 +171,8 @@ fn convert(
         .notes
         .extend(wishes.notes.iter().cloned());
     if matches!(place, Place::Directory(_)) {
+        // A job of its own: a daemon takes the result for an earlier one of the VM.
+        converted.metadata.job_id = Some(JobId::new());
         write_metadata(&converted, staging.directory())?;
     }
     let output = staging.publish(&converted.file)?;
