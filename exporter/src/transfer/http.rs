@@ -4,15 +4,24 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use reqwest::header::HeaderMap;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{HeaderMap, HeaderValue};
+use hyper::{Method, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::rt::TokioExecutor;
 use tokio::runtime::Runtime;
 
+use super::ahead::Connector;
 use super::tls::{self, Trust, Vouched};
 use super::{Monitor, cancelled};
 use crate::error::{Error, ErrorKind, Result};
 
-pub use reqwest::header;
-pub use reqwest::{StatusCode, Url};
+pub use hyper::{StatusCode, header};
+pub use url::Url;
+
+const PRODUCT: &str = concat!("hyperexport/", env!("CARGO_PKG_VERSION"));
 
 const CONNECT: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(100);
@@ -20,7 +29,7 @@ const TICK: Duration = Duration::from_millis(100);
 const WORKERS: usize = 2;
 
 pub struct Client {
-    client: reqwest::Client,
+    client: legacy::Client<HttpsConnector<Connector>, Full<Bytes>>,
     runtime: Runtime,
     /// How long the other side may send nothing.
     stall: Duration,
@@ -46,7 +55,7 @@ impl Request<'_> {
 pub struct Answer<'a> {
     client: &'a Client,
     host: String,
-    response: reqwest::Response,
+    response: hyper::Response<Incoming>,
 }
 
 impl Client {
@@ -69,23 +78,23 @@ impl Client {
         stall: Duration,
         https_only: bool,
     ) -> Result<Self> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
-            Error::new(ErrorKind::Internal, "set an HTTP client up").with_source(source)
+        let failed = |error: std::io::Error| {
+            Error::new(ErrorKind::Internal, "set an HTTP client up").with_source(error)
         };
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(trust.config(host, vouched)?)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT.min(stall))
-            .https_only(https_only)
-            .user_agent(concat!("hyperexport/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| failed(error.into()))?;
+        let schemes = HttpsConnectorBuilder::new().with_tls_config(trust.config(host, vouched)?);
+        let schemes = if https_only {
+            schemes.https_only()
+        } else {
+            schemes.https_or_http()
+        };
+        let connector = Connector::new(CONNECT.min(stall));
+        let connector = schemes.enable_http1().wrap_connector(connector);
+        let client = legacy::Client::builder(TokioExecutor::new()).build(connector);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .enable_all()
             .build()
-            .map_err(|error| failed(error.into()))?;
+            .map_err(failed)?;
         Ok(Self {
             client,
             runtime,
@@ -100,14 +109,23 @@ impl Client {
     /// The answer's head, whatever its status; its body is still to be read.
     pub fn send(&self, request: Request<'_>, monitor: &dyn Monitor) -> Result<Answer<'_>> {
         let host = request.url.host_str().unwrap_or_default().to_owned();
-        let builder = match request.body {
-            Some(body) => self.client.post(request.url).body(body.to_owned()),
-            None => self.client.get(request.url),
+        let (method, body) = match request.body {
+            Some(body) => (Method::POST, Bytes::copy_from_slice(body.as_bytes())),
+            None => (Method::GET, Bytes::new()),
         };
-        let sent = self.wait(&host, monitor, builder.headers(request.headers).send())?;
+        let mut asked = hyper::Request::new(Full::new(body));
+        *asked.method_mut() = method;
+        *asked.uri_mut() = uri(&request.url)?;
+        *asked.headers_mut() = request.headers;
+        let standing = [(header::USER_AGENT, PRODUCT), (header::ACCEPT, "*/*")];
+        for (name, value) in standing {
+            let value = HeaderValue::from_static(value);
+            asked.headers_mut().entry(name).or_insert(value);
+        }
+        let sent = self.wait(&host, monitor, self.client.request(asked))?;
         Ok(Answer {
             client: self,
-            response: sent.map_err(|error| failed(&host, error))?,
+            response: sent.map_err(|error| failed(&host, error.is_connect(), error))?,
             host,
         })
     }
@@ -157,9 +175,17 @@ impl Answer<'_> {
 
     /// The next bytes of the body; `None` at its proper end.
     pub fn chunk(&mut self, monitor: &dyn Monitor) -> Result<Option<impl AsRef<[u8]> + use<>>> {
-        let next = self.response.chunk();
-        let read = self.client.wait(&self.host, monitor, next)?;
-        read.map_err(|error| failed(&self.host, error))
+        loop {
+            let next = self.response.body_mut().frame();
+            let Some(frame) = self.client.wait(&self.host, monitor, next)? else {
+                return Ok(None);
+            };
+            let frame = frame.map_err(|error| failed(&self.host, false, error))?;
+            // What is no data are trailers, which nobody asked for.
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
     }
 
     /// The whole body, if it is text of at most so many bytes.
@@ -182,8 +208,20 @@ impl Answer<'_> {
     }
 }
 
+fn uri(url: &Url) -> Result<Uri> {
+    url.as_str()
+        .parse()
+        .map_err(|error: hyper::http::uri::InvalidUri| {
+            Error::invalid("an address that HTTP cannot ask for").with_source(error)
+        })
+}
+
 /// A URL never shows in an error: it may carry a ticket.
-fn failed(host: &str, error: reqwest::Error) -> Error {
+fn failed(
+    host: &str,
+    is_connect: bool,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> Error {
     if let Some(distrust) = tls::distrust(&error) {
         return Error::invalid(format!("the certificate of {host} is not trusted"))
             .with_remedy(
@@ -192,12 +230,8 @@ fn failed(host: &str, error: reqwest::Error) -> Error {
             )
             .with_source(distrust.to_string());
     }
-    let doing = if error.is_connect() {
-        "connect to"
-    } else {
-        "talk to"
-    };
+    let doing = if is_connect { "connect to" } else { "talk to" };
     Error::new(ErrorKind::Io, format!("{doing} {host}"))
         .with_remedy("check the server's name, its port and the network to it")
-        .with_source(error.without_url())
+        .with_source(error)
 }

@@ -1,6 +1,7 @@
 //! How bytes get here: copied from a file of this host, or downloaded. Modifies no source.
 //!
 //! Knows no provider: what is to be fetched, and how it is checked, is told.
+mod ahead;
 pub mod copy;
 pub mod download;
 pub mod http;
