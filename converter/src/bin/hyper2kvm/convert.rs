@@ -171,9 +171,7 @@ fn convert(
         .notes
         .extend(wishes.notes.iter().cloned());
     if matches!(place, Place::Directory(_)) {
-        // A job of its own: a daemon takes the result for an earlier one of the VM.
-        converted.metadata.job_id = Some(JobId::new());
-        write_metadata(&converted, staging.directory())?;
+        write_metadata(&mut converted, staging.directory())?;
     }
     let output = staging.publish(&converted.file)?;
     if let Some(uri) = &args.libvirt {
@@ -277,7 +275,9 @@ fn vm_name(args: &ConvertArgs, appliance: &Appliance, owner: &Path) -> Result<Vm
         .unwrap_or_else(|| VmName::of_file(stem)))
 }
 
-fn write_metadata(converted: &Converted, directory: &Path) -> Result<()> {
+/// As a job of its own: a daemon takes the result for an earlier one of the VM.
+fn write_metadata(converted: &mut Converted, directory: &Path) -> Result<()> {
+    converted.metadata.job_id = Some(JobId::new());
     let path = directory.join("metadata.json");
     std::fs::write(&path, converted.metadata.to_json()?)
         .map_err(|error| Error::io("write", &path, error))
