@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use exporter::transfer::Monitor;
+use exporter::transfer::Steady;
 use exporter::worker::follow::{Ending, Follow, Marks, Patience};
 use queue::error::{Error, ErrorKind};
 use queue::instance::{Config, DEFAULT, Instance};
@@ -486,23 +486,6 @@ fn an_interrupt_ends_the_waiting_and_says_so() {
     );
 }
 
-/// Never cancels, shows nothing.
-struct Silent;
-
-impl Monitor for Silent {
-    fn begin(&self, _: &str, _: u64) {}
-    fn advance(&self, _: u64) {}
-    fn stand(&self, _: u64, _: u64) {}
-    fn message(&self, _: &str) {}
-    fn warn(&self, _: &str) {}
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-    fn branch(&self) -> Box<dyn Monitor + '_> {
-        Box::new(Silent)
-    }
-}
-
 fn follow(bench: &Bench, drop: &str) -> Ending {
     let instance = bench.instance();
     let marks = Marks::take(&instance, &VmName::new("web").unwrap());
@@ -511,7 +494,7 @@ fn follow(bench: &Bench, drop: &str) -> Ending {
         timeout: Duration::from_millis(50),
     };
     Follow::new(&instance.directories, drop, marks)
-        .run(patience, &Silent)
+        .run(patience, &Steady)
         .unwrap()
 }
 

@@ -2,13 +2,13 @@
 //!
 //! Read as existing exporters (HyperSDK) write it. Unknown fields are kept and reported, never an
 //! error; `bytes` is never trusted, neither as a file's size nor as a disk's capacity.
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::job::pipeline::Pipeline;
+use crate::job::pipeline::{Pipeline, Unknown};
 use crate::job::{Firmware, Machine, Nic, Priority};
 
 /// The largest manifest that is read, in bytes.
@@ -18,8 +18,6 @@ pub const MADE_BY: &str = "hyperexport_version";
 /// The fixed names that legacy exporters overwrite in place.
 pub const FIXED_NAMES: [&str; 2] = ["manifest.json", "artifact-manifest.json"];
 const MAX_DISKS: usize = 256;
-
-type Unknown = BTreeMap<String, Value>;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {

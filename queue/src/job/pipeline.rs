@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-type Unknown = BTreeMap<String, Value>;
+/// The fields that we do not know, as they were read.
+pub(super) type Unknown = BTreeMap<String, Value>;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -21,6 +21,14 @@ fn trusting(scene: &Scene) -> ExportSite {
     site(scene, &more)
 }
 
+/// Both services, with `live` asked for.
+fn streaming(scene: &Scene) -> (ExportSite, Daemon, Daemon) {
+    let site = trusting(scene);
+    let (converter, exporter) = (site.instance.start(), site.start());
+    site.ask(&ExportRequest::new(SERVER, "live"));
+    (site, converter, exporter)
+}
+
 /// The conversions of a VM, oldest first.
 fn conversions(site: &ExportSite, vm: &str) -> Vec<Record> {
     let mut records = site.instance.records();
@@ -143,10 +151,7 @@ fn a_cut_connection_goes_on_where_it_broke() {
     let cut = |at| rule(DISK, 1, Harm::Cut(at));
     let scene = Scene::new(vec![cut(3_000_000), cut(1_000_001)]);
     scene.simulator.control("range=1");
-    let site = trusting(&scene);
-    let mut converter = site.instance.start();
-    let mut exporter = site.start();
-    site.ask(&ExportRequest::new(SERVER, "live"));
+    let (site, mut converter, mut exporter) = streaming(&scene);
     finish(&site, &mut converter, &mut exporter, "live");
     assert_eq!(scene.proxy.count("range: bytes="), 2);
     assert_same(&scene.path("b.raw"), &site.instance.link("live"));
@@ -167,10 +172,7 @@ fn what_has_to_be_fetched_anew_is_exported_without_streaming() {
         (Harm::Flip(3_000_000), "was damaged on its way"),
     ] {
         let scene = Scene::new(vec![rule(DISK, 1, harm)]);
-        let site = trusting(&scene);
-        let mut converter = site.instance.start();
-        let mut exporter = site.start();
-        site.ask(&ExportRequest::new(SERVER, "live"));
+        let (site, mut converter, mut exporter) = streaming(&scene);
         finish(&site, &mut converter, &mut exporter, "live");
         assert_same(&scene.path("b.raw"), &site.instance.link("live"));
         let all = conversions(&site, "live");
@@ -199,10 +201,7 @@ fn a_lost_lease_ends_the_conversion() {
     ];
     let scene = Scene::new(rules);
     scene.simulator.control("timeout=1");
-    let site = trusting(&scene);
-    let mut converter = site.instance.start();
-    let exporter = site.start();
-    site.ask(&ExportRequest::new(SERVER, "live"));
+    let (site, mut converter, exporter) = streaming(&scene);
     let cause = "the server ended the export's lease";
     expect_end(&site, &mut converter, JobState::Failed, "live", cause);
     scene.simulator.assert_clean();
@@ -213,10 +212,7 @@ fn a_lost_lease_ends_the_conversion() {
 #[test]
 fn a_cancelled_export_ends_the_conversion() {
     let scene = Scene::new(vec![rule(DISK, 1, Harm::Hold(MIDDLE))]);
-    let site = trusting(&scene);
-    let mut converter = site.instance.start();
-    let exporter = site.start();
-    site.ask(&ExportRequest::new(SERVER, "live"));
+    let (site, mut converter, exporter) = streaming(&scene);
     wait_for(&site, &mut converter, "live", MIDDLE as u64);
     let job_id = site.record_of("live").unwrap().job_id;
     site.control(&Request::Cancel { job_id });
@@ -232,10 +228,7 @@ fn a_cancelled_export_ends_the_conversion() {
 fn a_service_that_ends_in_the_middle_begins_again() {
     for is_killed in [true, false] {
         let scene = Scene::new(vec![rule(DISK, 1, Harm::Hold(MIDDLE))]);
-        let site = trusting(&scene);
-        let mut converter = site.instance.start();
-        let exporter = site.start();
-        site.ask(&ExportRequest::new(SERVER, "live"));
+        let (site, mut converter, exporter) = streaming(&scene);
         wait_for(&site, &mut converter, "live", MIDDLE as u64);
         let cause = match is_killed {
             true => {
