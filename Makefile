@@ -26,8 +26,8 @@ TEST_LIMIT ?= 40m
 BIN_DIR ?=
 
 export PATH := $(PATH):$(HOME)/.cargo/bin
-# A test that fails tells why, not from where.
-export RUST_LIB_BACKTRACE ?= 0
+# A test that fails tells why, not from where, unless asked: make test RUST_BACKTRACE=1.
+export RUST_BACKTRACE := 0
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS := hyper2kvm hyperctl hyperexport hypervisord
 PACKAGES := -p hyper2kvm -p hyperctl -p hyper2kvm-exporter

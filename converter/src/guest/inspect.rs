@@ -120,11 +120,25 @@ fn unlock(appliance: &mut Appliance<'_>, keys: &[Vec<u8>]) -> Result<Encrypted> 
     for (number, device) in encrypted.all.iter().enumerate() {
         let name = format!("luks{number}");
         let mut keys = keys.iter().flat_map(|key| spellings(key));
-        if !keys.any(|key| appliance.open_luks(device, &name, key).is_ok()) {
+        if !keys.any(|key| opens(appliance, device, &name, key)) {
             encrypted.locked.push(guest_name(device));
         }
     }
+    if encrypted.locked.len() < encrypted.all.len() {
+        appliance.scan_lvm()?;
+    }
     Ok(encrypted)
+}
+
+/// Whether the key opens the volume. What fails for another reason than the key may not fail again.
+fn opens(appliance: &mut Appliance<'_>, device: &str, name: &str, key: &[u8]) -> bool {
+    for _ in 0..2 {
+        match appliance.open_luks(device, name, key) {
+            Ok(is_open) => return is_open,
+            Err(error) => tracing::warn!("not opened: {}", error.to_line()),
+        }
+    }
+    false
 }
 
 /// A key file's contents without the end of their line, and as they are.

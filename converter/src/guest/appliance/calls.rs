@@ -117,9 +117,18 @@ impl Appliance<'_> {
         self.ask(&request, &[]).map(|_| ())
     }
 
-    pub fn open_luks(&mut self, device: &str, name: &str, key: &[u8]) -> Result<()> {
+    /// Whether the key opens the volume.
+    pub fn open_luks(&mut self, device: &str, name: &str, key: &[u8]) -> Result<bool> {
         let request = Request::OpenLuks(device.to_owned(), name.to_owned());
-        self.ask(&request, key).map(|_| ())
+        match self.ask(&request, key)?.0 {
+            Reply::Flag(is_open) => Ok(is_open),
+            other => Err(unexpected("cryptsetup_open", &other)),
+        }
+    }
+
+    /// Activates the volume groups in what was opened.
+    pub fn scan_lvm(&mut self) -> Result<()> {
+        self.ask(&Request::ScanLvm, &[]).map(|_| ())
     }
 }
 

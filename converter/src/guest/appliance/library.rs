@@ -12,6 +12,8 @@ use super::wire::{Drive, Launch};
 pub(super) type Outcome<T> = Result<T, String>;
 
 const NAME: &CStr = c"libguestfs.so.0";
+/// What the library says where a key does not fit: cryptsetup(8), RETURN CODES.
+const WRONG_KEY: &str = "cryptsetup exited with status 2";
 
 /// What a call returns, and how it says that it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -336,7 +338,8 @@ impl Library {
         self.done(result)
     }
 
-    pub fn open_luks(&self, device: &CString, key: &CString, name: &CString) -> Outcome<()> {
+    /// Whether the key opens the volume, as `/dev/mapper/<name>`.
+    pub fn open_luks(&self, device: &CString, key: &CString, name: &CString) -> Outcome<bool> {
         let open = self.symbol("cryptsetup_open")?;
         let (device, key, name) = (device.as_ptr(), key.as_ptr(), name.as_ptr());
         type S = *const c_char;
@@ -347,7 +350,15 @@ impl Library {
                 std::mem::transmute(open);
             open(self.handle, device, key, name, END)
         };
-        self.done(result)?;
+        match self.done(result) {
+            Ok(()) => Ok(true),
+            Err(reason) if reason.contains(WRONG_KEY) => Ok(false),
+            Err(reason) => Err(reason),
+        }
+    }
+
+    /// Activates the volume groups that came into sight.
+    pub fn scan_lvm(&self) -> Outcome<()> {
         self.done(call!(self, "lvm_scan", fn(c_int) -> c_int, 1))
     }
 }

@@ -75,24 +75,19 @@ struct Unlaunched {
 
 impl<'a> Appliance<'a> {
     /// Starts the process and launches the appliance with these disks. An emulated one that does
-    /// not come up in its time is launched once more, with one processor: several may hang.
+    /// not come up in its time is launched once more.
     pub fn launch(
         site: &Site,
         drives: Vec<Drive>,
         accel: Accel,
         observer: &'a dyn Observer,
     ) -> Result<Self> {
-        let count = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
         let order = Launch {
             drives,
             memory_mib: MEMORY_MIB,
-            cpus: i32::try_from(count).unwrap_or(1),
+            cpus: cpus(accel),
         };
-        let single = Launch {
-            cpus: 1,
-            ..order.clone()
-        };
-        let mut launched = Self::come_up(site, order, accel, observer);
+        let mut launched = Self::come_up(site, &order, accel, observer);
         if let (
             Err(Unlaunched {
                 error,
@@ -102,14 +97,14 @@ impl<'a> Appliance<'a> {
         ) = (&launched, accel)
         {
             tracing::warn!("launching once more: {}", error.to_line());
-            launched = Self::come_up(site, single, accel, observer);
+            launched = Self::come_up(site, &order, accel, observer);
         }
         launched.map_err(|unlaunched| without_library(unlaunched.error))
     }
 
     fn come_up(
         site: &Site,
-        order: Launch,
+        order: &Launch,
         accel: Accel,
         observer: &'a dyn Observer,
     ) -> std::result::Result<Self, Unlaunched> {
@@ -122,7 +117,7 @@ impl<'a> Appliance<'a> {
             error,
             is_late: false,
         })?;
-        if let Err(error) = appliance.ask(&Request::Launch(order), &[]) {
+        if let Err(error) = appliance.ask(&Request::Launch(order.clone()), &[]) {
             let is_late = error.kind == ErrorKind::Guest && appliance.deadline <= Instant::now();
             let error = if appliance.over.is_some() {
                 error
@@ -295,6 +290,14 @@ impl Drop for Appliance<'_> {
     }
 }
 
+/// Several make an initramfs sooner; emulated ones have been seen to hang.
+fn cpus(accel: Accel) -> i32 {
+    match accel {
+        Accel::Kvm => std::thread::available_parallelism().map_or(1, |it| it.get().min(4) as i32),
+        Accel::Tcg => 1,
+    }
+}
+
 pub(super) fn guest(context: impl Into<String>) -> Error {
     Error::new(ErrorKind::Guest, context)
 }
@@ -326,6 +329,7 @@ fn name_of(request: &Request) -> String {
         Request::Stat(path) | Request::Space(path) => format!("looking at {path}"),
         Request::Trim(path, ..) => format!("trimming {path}"),
         Request::OpenLuks(device, _) => format!("opening {device}"),
+        Request::ScanLvm => "looking for volume groups".to_owned(),
         Request::Shutdown => "shutdown".to_owned(),
     }
 }

@@ -78,8 +78,9 @@ fn answer(
         }
         Request::OpenLuks(device, name) => {
             let key = library::key(bytes)?;
-            done(library.open_luks(&text(&device)?, &key, &text(&name)?)?)
+            Reply::Flag(library.open_luks(&text(&device)?, &key, &text(&name)?)?)
         }
+        Request::ScanLvm => done(library.scan_lvm()?),
         Request::Shutdown => done(library.shutdown()?),
     };
     Ok((reply, Vec::new()))

@@ -34,6 +34,7 @@ pub(super) enum Request {
     Trim(String, i64, i64, i64),
     /// Device, key (the frame's bytes), name of the mapping.
     OpenLuks(String, String),
+    ScanLvm,
     /// Unmounts, flushes, powers off.
     Shutdown,
 }
