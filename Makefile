@@ -65,10 +65,12 @@ bench: rust
 	  $(if $(INPUTS),--inputs $(INPUTS)) $(ROWS)
 
 # Optimised, yet with the checks of a debug build: an overflow is a finding.
+fuzz: export PROPTEST_CASES = $(CASES)
+fuzz: export CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS = true
+fuzz: export CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS = true
 fuzz: rust
-	PROPTEST_CASES=$(CASES) CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true \
-	  CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true \
-	  $(CARGO) test --release --locked -p hyper2kvm-tests --test fuzz -- --nocapture
+	$(CARGO) test --release --locked -p hyper2kvm-tests --test fuzz -- --nocapture
+	$(CARGO) test --release --locked -p hyper2kvm-exporter --lib -- vmx::
 
 install: BIN = $(or $(BIN_DIR),$(TARGET_DIR)/release)
 install: SHARE = $(DESTDIR)$(PREFIX)/share/doc/hyper2kvm
