@@ -39,7 +39,7 @@ impl Libvirt {
         let dir = dir.to_path_buf();
         let mut libvirt = Self { child, dir };
         let mut is_over = false;
-        let answers = wait(Duration::from_secs(60), || {
+        let answers = wait(Duration::from_secs(240), || {
             is_over = libvirt.child.try_wait().unwrap().is_some();
             is_over || libvirt.try_virsh(&["net-info", "default"]).is_ok()
         });

@@ -66,7 +66,7 @@ impl Simulator {
     pub fn control(&self, query: &str) -> Value {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
+            .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
         let host = &self.address;
         write!(

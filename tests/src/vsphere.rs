@@ -163,12 +163,12 @@ pub fn expect(output: &Output, code: i32, about: &str) {
     assert!(err.contains(about), "no {about:?} in {err}");
 }
 
-/// Looks until it is so, for at most half a minute.
+/// Looks until it is so, for at most two minutes.
 #[track_caller]
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(120);
     while !is_so() {
-        assert!(Instant::now() < end, "{what}: not within 30 s");
+        assert!(Instant::now() < end, "{what}: not within two minutes");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -133,7 +133,7 @@ fn an_interrupt_leaves_nothing() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let limit = Instant::now() + Duration::from_secs(60);
+    let limit = Instant::now() + Duration::from_secs(240);
     let is_writing = || {
         let staging = names(&out).pop().map(|name| out.join(name));
         staging.is_some_and(|staging| !names(&staging).is_empty())

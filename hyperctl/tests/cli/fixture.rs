@@ -354,14 +354,14 @@ pub fn failure() -> Failure {
     Failure::from(&error)
 }
 
-/// Calls `look` until it finds something; fails after ten seconds.
+/// Calls `look` until it finds something; fails after a minute.
 pub fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let end = std::time::Instant::now() + Duration::from_secs(10);
+    let end = std::time::Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(std::time::Instant::now() < end, "waited for ten seconds");
+        assert!(std::time::Instant::now() < end, "waited for a minute");
         std::thread::yield_now();
     }
 }

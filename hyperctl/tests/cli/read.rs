@@ -366,7 +366,7 @@ fn ten_thousand_records_are_listed_at_once() {
     assert_eq!(ran.out.lines().count(), 10_001);
     assert!(ran.out.contains("#10000"));
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(10), "took {took:?}");
+    assert!(took < Duration::from_secs(60), "took {took:?}");
 }
 
 #[test]
