@@ -84,10 +84,14 @@ impl Site {
         copy_on(&self.disk, &self.image(), &self.plan, &resume, observer)
     }
 
-    /// An attempt that ends after `after` batches, and does not come to a last checkpoint.
+    /// An attempt that ends after `after` batches and a checkpoint, and does not come to a last one.
     fn crash(&self, after: u64) {
-        let ended = self.attempt(&Ending::crash(after));
+        let ended = self.attempt(&Ending::crash(after, self));
         assert_eq!(ended.unwrap_err().kind, ErrorKind::Cancelled);
+    }
+
+    fn has_checkpoint(&self) -> bool {
+        !self.synced.lock().unwrap().durable.is_empty()
     }
 
     /// What was never synced is lost, as garbage of the same length.
@@ -125,20 +129,23 @@ impl Site {
 }
 
 /// Ends the work after so many batches, if at all; hears what is told.
-struct Ending {
+struct Ending<'a> {
     asked: AtomicU64,
     after: u64,
+    /// Whose checkpoint is waited for.
+    site: Option<&'a Site>,
     pauses: bool,
     advanced: AtomicU64,
     resumed: AtomicU64,
     told: Mutex<Vec<String>>,
 }
 
-impl Ending {
+impl<'a> Ending<'a> {
     fn new(after: u64, pauses: bool) -> Self {
         Self {
             asked: 0.into(),
             after,
+            site: None,
             pauses,
             advanced: 0.into(),
             resumed: 0.into(),
@@ -146,8 +153,11 @@ impl Ending {
         }
     }
 
-    fn crash(after: u64) -> Self {
-        Self::new(after, false)
+    fn crash(after: u64, site: &'a Site) -> Self {
+        Self {
+            site: Some(site),
+            ..Self::new(after, false)
+        }
     }
 
     fn never() -> Self {
@@ -160,7 +170,7 @@ impl Ending {
     }
 }
 
-impl Observer for Ending {
+impl Observer for Ending<'_> {
     fn advance(&self, bytes: u64) {
         self.advanced.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -173,9 +183,13 @@ impl Observer for Ending {
         let asked = self.asked.fetch_add(1, Ordering::Relaxed);
         if asked < self.after && self.after != u64::MAX {
             // Slow enough for checkpoints on the way.
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            pause();
         }
-        asked >= self.after
+        let ends = asked >= self.after;
+        while ends && self.site.is_some_and(|site| !site.has_checkpoint()) {
+            pause();
+        }
+        ends
     }
 
     fn is_paused(&self) -> bool {
@@ -185,6 +199,10 @@ impl Observer for Ending {
     fn tell(&self, line: &str) {
         self.told.lock().unwrap().push(line.to_owned());
     }
+}
+
+fn pause() {
+    std::thread::sleep(std::time::Duration::from_millis(5));
 }
 
 fn plans() -> Vec<Plan> {
