@@ -149,7 +149,7 @@ pub enum Operation {
 ///
 /// `hyperctl daemon -op status` and `hyperctl daemon --op status` mean the same as
 /// `hyperctl daemon status`. The exit code of `status` is 4 when a daemon that is shown does not
-/// respond, or none runs.
+/// respond, or none runs, and 2 when a configuration that is told cannot be read.
 #[derive(Debug, clap::Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["operation", "op"])))]
 pub struct Daemon {

@@ -13,7 +13,9 @@ use crate::view::{self, Life, Place, systemd};
 
 pub fn run(args: &args::Daemon) -> Result<Exit> {
     let now = SystemTime::now();
-    let daemons = look(view::daemons(&args.place)?, now)?;
+    let known = view::daemons(&args.place)?;
+    render::notes(&known.notes);
+    let daemons = look(known.places, now)?;
     let operation = args.operation.or(args.op).unwrap_or(Operation::Status);
     if args.json {
         let values = daemons.iter().map(|daemon| daemon.to_json(now)).collect();
@@ -29,6 +31,7 @@ pub fn run(args: &args::Daemon) -> Result<Exit> {
     let lost = daemons.iter().any(Daemon::is_lost);
     Ok(match operation {
         Operation::Status if lost || !there => Exit::NoDaemon,
+        Operation::Status if !known.notes.is_empty() => Exit::Usage,
         _ => Exit::Done,
     })
 }

@@ -14,7 +14,9 @@ use crate::render::{self, Colour, Style, quantity};
 use crate::view::{self, Heartbeat, Life, Shelf};
 
 pub fn run(args: &args::Stats) -> Result<Exit> {
-    let (shelves, notes) = view::read(&view::daemons(&args.place)?)?;
+    let known = view::daemons(&args.place)?;
+    render::notes(&known.notes);
+    let (shelves, notes) = view::read(&known.places)?;
     let all: Vec<Sums> = shelves.iter().map(Sums::of).collect();
     if args.json {
         render::print_json(&all.iter().map(Sums::to_json).collect())?;

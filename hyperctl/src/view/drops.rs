@@ -93,8 +93,13 @@ impl Place {
         if name.contains(char::REPLACEMENT_CHARACTER) {
             return "has a name that is not UTF-8: rename it".to_owned();
         }
-        if candidate::classify(name) == Some(Class::Manifest) && !whole::is_complete_json(&path) {
-            return "is not complete JSON".to_owned();
+        if candidate::classify(name) == Some(Class::Manifest) {
+            if !whole::is_complete_json(&path) {
+                return "is not complete JSON".to_owned();
+            }
+            if !whole::looks_like_manifest(&path) {
+                return "is no manifest: it names no disks".to_owned();
+            }
         }
         if path.is_dir() && !path.join("manifest.json").exists() {
             return "is a directory without a manifest.json".to_owned();

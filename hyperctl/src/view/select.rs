@@ -6,7 +6,7 @@ use queue::instance::{self, Config, DEFAULT, Instance};
 use queue::job::name::EXPORT_SERVICE;
 
 use super::migration::{self, Joined};
-use super::{Heartbeat, Migration, Place, Role};
+use super::{Heartbeat, Migration, Place, Role, job};
 use crate::args;
 use crate::outcome::{Result, Stop};
 
@@ -17,22 +17,34 @@ pub struct Scope {
     pub places: Vec<Place>,
     /// The one that was named.
     instance: Option<String>,
+    /// Why daemons that may be meant are not looked at.
+    notes: Vec<String>,
 }
 
 impl Scope {
     pub fn of(typed: &args::Place) -> Result<Self> {
         let names_exports = typed.instance.as_deref() == Some(EXPORT_SERVICE);
-        let mut places = match names_exports && typed.watch_dir.is_none() {
-            true => daemons(&args::Place::default())?,
+        let Daemons {
+            mut places,
+            mut notes,
+        } = match names_exports && typed.watch_dir.is_none() {
+            true => {
+                export_service()?;
+                daemons(&args::Place::default())?
+            }
             false => daemons(typed)?,
         };
         let by_name = typed.watch_dir.is_none() && typed.instance.is_some();
         if by_name && !names_exports {
-            places.extend(export_service_if_there()?);
+            match export_service_if_there() {
+                Ok(service) => places.extend(service),
+                Err(error) => notes.push(job::describe(&error)),
+            }
         }
         Ok(Self {
             places,
             instance: typed.instance.clone(),
+            notes,
         })
     }
 
@@ -41,6 +53,7 @@ impl Scope {
         Self {
             places: vec![target.clone(), exports.clone()],
             instance: None,
+            notes: Vec::new(),
         }
     }
 
@@ -67,26 +80,44 @@ impl Scope {
         let (shelves, notes) = super::read(&self.places)?;
         let mut joined = migration::join(shelves);
         joined.migrations.retain(|migration| self.wants(migration));
-        joined.notes = notes;
+        joined.notes = [self.notes.clone(), notes].concat();
         Ok(joined)
     }
 }
 
-/// The daemons to look at: the one that was named, else every one that is known.
-pub fn daemons(typed: &args::Place) -> Result<Vec<Place>> {
+/// The daemons to look at, and why others that there are cannot be.
+pub struct Daemons {
+    pub places: Vec<Place>,
+    pub notes: Vec<String>,
+}
+
+/// The daemon that was named, else every one that is known: what is wrong with the configuration
+/// of one hides none of the others.
+pub fn daemons(typed: &args::Place) -> Result<Daemons> {
     if typed.instance.is_some() || typed.watch_dir.is_some() {
-        return Ok(vec![chosen(typed)?]);
+        return Ok(Daemons {
+            places: vec![chosen(typed)?],
+            notes: Vec::new(),
+        });
     }
     let mut names = Instance::discover()?;
     if names.is_empty() {
         names.push(DEFAULT.to_owned());
     }
-    let mut places = names
-        .iter()
-        .map(|name| load(name))
-        .collect::<Result<Vec<_>>>()?;
-    places.extend(export_service_if_there()?);
-    Ok(places)
+    let instances = names.iter().map(|name| load(name).map(Some));
+    let mut places = Vec::new();
+    let mut errors = Vec::new();
+    for found in instances.chain([export_service_if_there()]) {
+        match found {
+            Ok(place) => places.extend(place),
+            Err(error) => errors.push(error),
+        }
+    }
+    let notes = errors.iter().map(job::describe).collect();
+    match errors.into_iter().next() {
+        Some(error) if places.is_empty() => Err(error.into()),
+        _ => Ok(Daemons { places, notes }),
+    }
 }
 
 /// The one daemon to steer: the one that was named, else the default instance's.
@@ -95,10 +126,10 @@ pub fn chosen(typed: &args::Place) -> Result<Place> {
         return by_directories(typed.instance.as_deref(), queue.clone(), output.clone());
     }
     let Some(name) = &typed.instance else {
-        return load(DEFAULT);
+        return Ok(load(DEFAULT)?);
     };
     if name == EXPORT_SERVICE {
-        return export_service();
+        return Ok(export_service()?);
     }
     let place = load(name)?;
     let exists = name == DEFAULT || instance::config_path(name).exists() || place.exists();
@@ -114,7 +145,7 @@ pub fn chosen(typed: &args::Place) -> Result<Place> {
 }
 
 /// The export service, whether it was ever started here or not.
-pub fn export_service() -> Result<Place> {
+pub fn export_service() -> queue::error::Result<Place> {
     let instance = ExportsConfig::load(&exports::config_path())?.instance();
     Ok(Place {
         instance: instance.name,
@@ -124,13 +155,13 @@ pub fn export_service() -> Result<Place> {
     })
 }
 
-fn export_service_if_there() -> Result<Option<Place>> {
+fn export_service_if_there() -> queue::error::Result<Option<Place>> {
     let place = export_service()?;
     let exists = exports::config_path().exists() || place.exists();
     Ok(exists.then_some(place))
 }
 
-fn load(name: &str) -> Result<Place> {
+fn load(name: &str) -> queue::error::Result<Place> {
     let instance = Instance::load(name)?;
     Ok(Place {
         role: Role::Convert,

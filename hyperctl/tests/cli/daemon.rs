@@ -220,3 +220,49 @@ fn systemd_is_asked_where_there_is_one() {
     );
     assert!(mute.out.contains("PID: 7"), "{}", mute.out);
 }
+
+#[test]
+fn a_wrong_configuration_hides_no_other_instance() {
+    let fixture = Fixture::named("good");
+    fixture.beat(|_| {});
+    fixture.add("web", JobState::Queued);
+    let config = fixture.dir.path().join("config");
+    std::fs::create_dir(&config).unwrap();
+    let directories = fixture.directories();
+    let good = format!(
+        "watch_dir = {:?}\noutput_dir = {:?}\n",
+        directories.queue, directories.output
+    );
+    std::fs::write(config.join("good.toml"), good).unwrap();
+    std::fs::write(config.join("bad.toml"), "colour = 1\n").unwrap();
+    let run = |args: &str| -> Ran {
+        let mut command = program();
+        command.env(CONFIG_DIR_VARIABLE, &config);
+        let args = args.split_whitespace();
+        command.args(args).output().unwrap().into()
+    };
+    for (args, told, code) in [
+        ("daemon status", "● good", 2),
+        ("daemon list", "good", 0),
+        ("list", "web", 0),
+        ("list --instance hypervisord", "", 0),
+        ("status --vm web", "web", 0),
+        ("stats", "● good", 0),
+    ] {
+        let ran = run(args);
+        assert_eq!(ran.code, code, "{args}: {ran:?}");
+        assert!(ran.out.contains(told), "{args}: {ran:?}");
+        let note = "note: ";
+        let is_told = ran.err.contains(note) && ran.err.contains("bad.toml, line 1, key colour");
+        assert!(is_told, "{args}: {ran:?}");
+    }
+    assert_eq!(run("list --instance good").err, "");
+    assert_eq!(run("list --instance bad").code, 2);
+    std::fs::write(config.join("hypervisord.toml"), "colour = 1\n").unwrap();
+    assert!(run("list").err.contains("hypervisord.toml, line 1"));
+    assert!(run("list").out.contains("web"));
+    assert_eq!(run("list --instance hypervisord").code, 2);
+    // With nothing to show it is an error.
+    std::fs::remove_file(config.join("good.toml")).unwrap();
+    assert_eq!(run("daemon list").code, 2);
+}

@@ -25,6 +25,7 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
         std::fs::write(fixture.directories().queue.join(drop), "").unwrap();
     }
     std::fs::create_dir(fixture.directories().queue.join("a-job")).unwrap();
+    std::fs::write(fixture.directories().queue.join("notes.json"), "{}").unwrap();
     let descriptor = "# Disk DescriptorFile\nRW 8 FLAT \"b-flat.vmdk\" 0\n";
     std::fs::write(fixture.directories().queue.join("b.vmdk"), descriptor).unwrap();
 
@@ -53,6 +54,7 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
             "a-job new - is a directory without a manifest.json",
             "b.vmdk new - names \"b-flat.vmdk\", which is not there",
             "fresh.ova new - is not complete yet",
+            "notes.json new - is no manifest: it names no disks",
             "broken failed 1m grain 7 of web.vmdk is damaged: inflate failed",
             "done completed 1m 3.0 GiB",
         ]
@@ -60,7 +62,7 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
 
     let json = fixture.run("list --json").json();
     let list = json.as_array().unwrap();
-    assert_eq!(list.len(), 9);
+    assert_eq!(list.len(), 10);
     assert_eq!(list[3]["vm_name"], "late");
     assert_eq!(list[3]["queue_position"], 3);
     assert!(list[3].get("log").is_none());
@@ -71,7 +73,7 @@ fn list_shows_running_queued_new_and_finished_in_this_order() {
     );
 
     let failed = fixture.run("list --status failed,new --json").json();
-    assert_eq!(failed.as_array().unwrap().len(), 4);
+    assert_eq!(failed.as_array().unwrap().len(), 5);
     let completed = fixture.run("list --status completed").out;
     assert!(!completed.contains("broken"));
 }
