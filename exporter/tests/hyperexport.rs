@@ -399,6 +399,20 @@ fn a_batch_does_what_it_can_and_tells_the_rest() {
         1
     );
     assert_eq!(bench.names("export"), ["vm"]);
+    // Each failure says of which VM it is, also what a conversion said.
+    let again = bench.run(&arguments);
+    expect(&again, 1);
+    for name in ["vm", "empty", "absent"] {
+        let start = format!("{}: ", bench.path(name).display());
+        let told = text(&again.stderr);
+        assert!(told.lines().any(|line| line.starts_with(&start)), "{told}");
+    }
+    let converter = bench.script("converter", "echo boom >&2; exit 1");
+    let converter = converter.to_str().unwrap();
+    let pipeline = ["--batch", list.to_str().unwrap(), "--pipeline"];
+    let converted = bench.run(&[&pipeline[..], &["--hyper2kvm-path", converter]].concat());
+    let told = text(&converted.stderr);
+    assert!(told.contains("vm: boom"), "{told}");
 }
 
 #[test]
@@ -412,13 +426,14 @@ fn dry_run_tells_and_does_nothing() {
         said.starts_with("web: submit to ") && said.contains("disk-1 web_1.raw"),
         "{said}"
     );
+    let bytes = DESCRIPTOR.len() + 4096 + 8192;
+    assert!(said.contains("about 1 second at 200 MB/s"), "{said}");
     assert!(bench.names("queue/.incoming").is_empty());
-    assert!(
-        bench
-            .submit(&["--dry-run", "--quiet", "--json"])
-            .status
-            .success()
-    );
+    let output = bench.submit(&["--dry-run", "--quiet", "--json"]);
+    expect(&output, 0);
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["expected_bytes"], bytes);
+    assert_eq!(plan["expected_seconds"], 1);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A simulated vCenter with VMs whose disks are real file systems, and hyperexport run on it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a panic is how a test fails
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -35,7 +36,9 @@ impl Scene {
         ];
         let simulator = Simulator::start(place.path(), &vms, more);
         let proxy = Proxy::start(&simulator.address, &simulator.certificates, rules);
-        std::fs::write(place.path().join("password"), format!("{PASSWORD}\n")).unwrap();
+        let password = place.path().join("password");
+        std::fs::write(&password, format!("{PASSWORD}\n")).unwrap();
+        std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
         Self {
             proxy,
             simulator,

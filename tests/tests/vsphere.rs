@@ -1,4 +1,5 @@
 //! hyperexport against a simulated vCenter and ESXi host: found, exported both ways, compared.
+use hyper2kvm_tests::dialog::Dialog;
 use hyper2kvm_tests::images::text;
 use hyper2kvm_tests::proxy::{Harm, rule};
 use hyper2kvm_tests::vcsim::{PASSWORD, Simulator, USERNAME};
@@ -213,6 +214,20 @@ fn a_quiet_export_says_nothing() {
 }
 
 #[test]
+fn a_terminal_shows_a_bar_for_each_disk() {
+    let scene = Scene::new(Vec::new());
+    let out = scene.path("out");
+    let command = scene.trusting(&["--vm", "web", "--output", text(&out)]);
+    let (code, shown) = Dialog::start(command).end();
+    assert_eq!(code, Some(0), "{shown}");
+    for disk in ["web-disk1.vmdk ", "web-disk2.vmdk "] {
+        assert!(shown.contains(disk), "{shown}");
+    }
+    // The VM itself has no end that is known, and no empty bar.
+    assert!(!shown.contains("0/0"), "{shown}");
+}
+
+#[test]
 fn an_appliance_is_packed() {
     let scene = Scene::new(Vec::new());
     expect(&scene.export("web", &["--format", "ova"]), 0, "");
@@ -320,6 +335,10 @@ fn a_password_is_needed_and_never_shown() {
         .output()
         .unwrap();
     expect(&service, 0, "");
+    let password = credentials.join("vcenter-password");
+    let list = [&list[..], &["--password-file", text(&password)]].concat();
+    let open = scene.command(&list).output().unwrap();
+    expect(&open, 0, "is open to others than its owner; run: chmod 600");
 }
 
 /// To what timeout(1), the child, runs; itself would send it twice.

@@ -53,6 +53,10 @@ fn run(args: Args, cancelled: Arc<AtomicBool>) -> u8 {
     if args.vsphere.insecure {
         eprintln!("warning: --insecure: whoever answers for the server is believed");
     }
+    if let Some(path) = args.vsphere.open_password_file().filter(|_| !args.quiet) {
+        let path = path.display();
+        eprintln!("warning: {path} is open to others than its owner; run: chmod 600 {path}");
+    }
     let (program, targets) = match origin.connect() {
         Ok(provider) => match prepare(args, provider, cancelled) {
             Ok(prepared) => prepared,
@@ -224,9 +228,9 @@ impl Program {
         match self.export(target) {
             Ok(code) => code,
             Err(error) => {
-                self.say_error(&show::error_text(&error));
+                let name = target.name.as_deref().unwrap_or(&target.vm);
+                self.say_failure(name, &show::error_text(&error));
                 if self.args.json {
-                    let name = target.name.as_deref().unwrap_or(&target.vm);
                     self.print(&format!("{}\n", show::failure(name, &error)));
                 }
                 FAILED
@@ -255,7 +259,8 @@ impl Program {
             return Ok(0);
         }
         let quiet = self.args.quiet;
-        let bar = show::Bar::new(&self.bars, quiet, Arc::clone(&self.cancelled));
+        let name = task.export.name.as_str();
+        let bar = show::Bar::new(&self.bars, name, quiet, Arc::clone(&self.cancelled));
         if self.args.hyper2kvm_daemon && self.args.output.is_some() {
             bar.warn("--output is not used: the disks go into the queue, the result comes from it");
         }
@@ -282,7 +287,7 @@ impl Program {
                 0
             }
             Ending::Failed(text) => {
-                self.say_error(text);
+                self.say_failure(task.export.name.as_str(), text);
                 FAILED
             }
             Ending::TimedOut => {
@@ -302,6 +307,14 @@ impl Program {
                 ));
                 FAILED
             }
+        }
+    }
+
+    /// One of several says which it is.
+    fn say_failure(&self, name: &str, text: &str) {
+        match self.args.batch {
+            Some(_) => self.say_error(&format!("{name}: {text}")),
+            None => self.say_error(text),
         }
     }
 

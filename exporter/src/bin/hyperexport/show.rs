@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use exporter::error::Error;
 use exporter::machine::{Power, Summary};
+use exporter::provider::local::is_url;
 use exporter::transfer::Monitor;
 use exporter::worker::daemon::Presence;
 use exporter::worker::follow::Ending;
@@ -14,6 +15,8 @@ use serde_json::{Value, json};
 
 /// What a link of 1 Gbit/s carries in a second.
 const GIGABIT_BYTES: u64 = 110_000_000;
+/// What a disk copies to another in a second.
+const COPY_BYTES: u64 = 200_000_000;
 
 /// A bar of one VM, or of one of its disks; draws on standard error, and only on a terminal.
 pub struct Bar {
@@ -24,8 +27,10 @@ pub struct Bar {
 }
 
 impl Bar {
-    pub fn new(bars: &MultiProgress, quiet: bool, cancelled: Arc<AtomicBool>) -> Self {
-        Self::behind(bars, None, quiet, cancelled)
+    pub fn new(bars: &MultiProgress, vm: &str, quiet: bool, cancelled: Arc<AtomicBool>) -> Self {
+        let bar = Self::behind(bars, None, quiet, cancelled);
+        bar.begin(vm, 0);
+        bar
     }
 
     fn behind(
@@ -40,13 +45,15 @@ impl Bar {
             Some(other) => bars.insert_after(other, ProgressBar::no_length()),
             None => bars.add(ProgressBar::no_length()),
         };
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Self {
+        let bar = Self {
             bars: bars.clone(),
             bar,
             quiet,
             cancelled,
-        }
+        };
+        bar.set_total(0);
+        bar.bar.enable_steady_tick(Duration::from_millis(200));
+        bar
     }
 
     fn set_total(&self, bytes: u64) {
@@ -183,9 +190,11 @@ pub fn plan(task: &Task, as_json: bool) -> String {
     };
     if as_json {
         let mut value = description(task);
+        let (bytes, time, _) = expect(task);
         merge(
             &mut value,
-            json!({"outcome": "dry_run", "disks": task.export.vm.disks, "plan": what}),
+            json!({"outcome": "dry_run", "disks": task.export.vm.disks, "plan": what,
+                "expected_bytes": bytes, "expected_seconds": time.as_secs()}),
         );
         return format!("{value}\n");
     }
@@ -197,19 +206,32 @@ pub fn plan(task: &Task, as_json: bool) -> String {
             disk.id, disk.file, disk.format, disk.size_bytes
         ));
     }
-    if task.export.provider() != "local" {
+    let (bytes, time, pace) = expect(task);
+    let (bytes, time) = (HumanBytes(bytes), HumanDuration(time));
+    if task.export.provider() == "local" {
+        text.push_str(&format!("  {bytes}, about {time} at {pace}\n"));
+    } else {
         let from = match vm.power {
             Power::Off => "as it is: it is off",
             _ => "from a snapshot that is removed again: it is not off",
         };
-        let bytes = vm.disks.iter().map(|disk| disk.size_bytes).sum::<u64>();
-        let time = HumanDuration(Duration::from_secs(bytes / GIGABIT_BYTES));
-        let bytes = HumanBytes(bytes);
         text.push_str(&format!(
-            "  {from}\n  at most {bytes}, about {time} at 1 Gbit/s\n"
+            "  {from}\n  at most {bytes}, about {time} at {pace}\n"
         ));
     }
     text
+}
+
+/// How much an export moves, how long that may take, and at which pace.
+fn expect(task: &Task) -> (u64, Duration, &'static str) {
+    let vm = &task.export.vm;
+    let bytes = vm.disks.iter().map(|disk| disk.size_bytes).sum::<u64>();
+    let (bytes_per_second, pace) = match task.export.provider() == "local" && !is_url(&vm.id) {
+        true => (COPY_BYTES, "200 MB/s"),
+        false => (GIGABIT_BYTES, "1 Gbit/s"),
+    };
+    let time = Duration::from_secs(bytes.div_ceil(bytes_per_second));
+    (bytes, time, pace)
 }
 
 /// The answer about one VM, for standard output.

@@ -1,6 +1,7 @@
 //! The flags of provider vsphere, and where its password comes from: never the command line.
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -56,6 +57,13 @@ impl VsphereArgs {
         ]
         .into_iter()
         .find_map(|(name, given)| given.then_some(name))
+    }
+
+    /// The file with the password, if others than its owner may open it.
+    pub fn open_password_file(&self) -> Option<&Path> {
+        let path = self.password_file.as_deref()?;
+        let file = path.metadata().ok()?;
+        (file.is_file() && file.mode() & 0o077 != 0).then_some(path)
     }
 
     pub fn origin(&self) -> Result<Origin> {
