@@ -101,6 +101,11 @@ fn a_vm_becomes_a_directory_that_verifies() {
             true
         );
     }
+    // Without what was published with it there is only its own digest.
+    let alone = dir.path().join("alone.qcow2");
+    std::fs::copy(&second, &alone).unwrap();
+    let said = hyper2kvm(&["verify", images::text(&alone)]).stdout;
+    assert!(String::from_utf8_lossy(&said).contains("nothing to compare it with"));
     // One guest byte more, written by somebody else.
     let change = "write -P 99 1M 512";
     let image = images::text(&second);
@@ -168,6 +173,7 @@ fn wrong_usage_and_bad_sources_have_their_codes() {
         (vec!["convert", bad], 2),
         (vec!["convert", bad, "--output", out, "--format", "vdi"], 2),
         (vec!["convert", bad, bad, "--name", "x", "--output", out], 2),
+        (vec!["convert", bad, bad, "--output", out], 2),
         (vec!["convert", bad, "--output", out], 1),
         (vec!["convert", "/absent.vmdk", "--output", out], 1),
         (vec!["inspect", bad], 1),
@@ -221,12 +227,12 @@ fn what_is_wrong_is_said_in_the_users_words() {
     let same = "watch_dir = \"/a\"\noutput_dir = \"/a/out\"\n";
     std::fs::write(top.join("nested.toml"), same).unwrap();
     let nested = top.join("nested.toml");
-    let out = top.join("out.qcow2");
-    let (raw, flat, sparse, out) = (
+    let targets = ["out.qcow2", "out.vmdk", "out.raw"].map(|name| top.join(name));
+    let [out, vmdk, compressed] = targets.each_ref().map(|path| images::text(path));
+    let (raw, flat, sparse) = (
         images::text(&raw),
         images::text(&flat),
         images::text(&sparse),
-        images::text(&out),
     );
     for (arguments, told) in [
         (vec!["convert", flat, "-o", out], "only an extent of a disk"),
@@ -244,6 +250,18 @@ fn what_is_wrong_is_said_in_the_users_words() {
             "neither a manifest.json nor one OVF",
         ),
         (
+            vec!["convert", raw, raw, "-o", out],
+            "several sources need a directory",
+        ),
+        (
+            vec!["convert", raw, "-o", vmdk],
+            "name it out.qcow2, or end it in /",
+        ),
+        (
+            vec!["convert", raw, "-o", compressed, "--compress", "zlib"],
+            "say --compress none, or --format qcow2",
+        ),
+        (
             vec!["check-config", images::text(&nested)],
             "/a/out lies in watch_dir /a",
         ),
@@ -252,5 +270,5 @@ fn what_is_wrong_is_said_in_the_users_words() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && text.contains(told), "{text}");
     }
-    assert!(!Path::new(out).exists());
+    assert!(targets.iter().all(|target| !target.exists()));
 }

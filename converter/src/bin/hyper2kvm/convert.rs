@@ -10,8 +10,9 @@ use converter::convert::wishes::Wishes;
 use converter::error::{Error, ErrorKind, Result};
 use converter::libvirt;
 use converter::source::{self, Appliance, Unpacker};
+use queue::arrival::candidate::{self, Class};
 use queue::instance::Config;
-use queue::instance::config::{BootCheck, Digest, GuestFix, Libvirt};
+use queue::instance::config::{BootCheck, Compress, Digest, GuestFix, Libvirt, OutFormat};
 use queue::job::{DiskRecord, JobId, Phase, VmName};
 use queue::roots::Roots;
 use serde::Serialize;
@@ -69,13 +70,30 @@ pub fn run(args: &ConvertArgs) -> ExitCode {
 }
 
 fn place(args: &ConvertArgs) -> Result<Place> {
-    let place = Place::of(&args.output, args.sources.len())?;
-    match place {
-        Place::File(_) if args.libvirt.is_some() => Err(Error::invalid(
-            "--libvirt needs a directory as --output: libvirt is told of the domain.xml in it",
-        )),
-        place => Ok(place),
+    let place = Place::of(&args.output)?;
+    let Place::File(path) = &place else {
+        return Ok(place);
+    };
+    if args.sources.len() > 1 {
+        return Err(
+            Error::invalid("several sources need a directory as --output")
+                .with_remedy(format!("say --output {}/", args.output.display())),
+        );
     }
+    if args.libvirt.is_some() {
+        return Err(Error::invalid(
+            "--libvirt needs a directory as --output: libvirt is told of the domain.xml in it",
+        ));
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if Format::of_file(path).is_none() && candidate::classify(&name) == Some(Class::Disk) {
+        let image = format!("{}.qcow2", candidate::stem(&name));
+        return Err(Error::invalid(format!(
+            "{name} is the name of a format that is read, not written: qcow2 and raw are"
+        ))
+        .with_remedy(format!("name it {image}, or end it in / for a directory")));
+    }
+    Ok(place)
 }
 
 /// A source on the command line: its owner, and where the files that it names may lie.
@@ -260,6 +278,10 @@ fn wishes(args: &ConvertArgs, roots: &Roots, owner: &Path, place: &Place) -> Res
     if let Some(compression) = args.compress {
         plan.compress = compression.into();
     }
+    if plan.format == OutFormat::Raw && plan.compress != Compress::None {
+        return Err(Error::invalid("a raw image cannot be compressed")
+            .with_remedy("say --compress none, or --format qcow2"));
+    }
     Ok(wishes)
 }
 
@@ -268,7 +290,7 @@ fn vm_name(args: &ConvertArgs, appliance: &Appliance, owner: &Path) -> Result<Vm
         return VmName::new(name);
     }
     let file = owner.file_name().unwrap_or_default().to_string_lossy();
-    let stem = queue::arrival::candidate::stem(&file);
+    let stem = candidate::stem(&file);
     let named = appliance.machine.name.as_deref();
     Ok(named
         .and_then(|name| VmName::new(name).ok())

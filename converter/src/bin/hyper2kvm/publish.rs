@@ -17,11 +17,11 @@ pub enum Place {
 }
 
 impl Place {
-    /// A directory if it is one, ends in a slash, or several sources go there.
-    pub fn of(output: &Path, sources: usize) -> Result<Self> {
+    /// A directory if it is one or ends in a slash.
+    pub fn of(output: &Path) -> Result<Self> {
         let ends_in_slash = output.as_os_str().as_encoded_bytes().ends_with(b"/");
         let path = std::path::absolute(output).map_err(|error| Error::io("find", output, error))?;
-        if path.is_dir() || ends_in_slash || sources > 1 {
+        if path.is_dir() || ends_in_slash {
             std::fs::create_dir_all(&path).map_err(|error| Error::io("create", &path, error))?;
             return Ok(Self::Directory(path));
         }

@@ -22,7 +22,10 @@ pub fn run(args: &VerifyArgs) -> ExitCode {
             } else if compared {
                 output::line(&format!("{}: as converted, {digest}", args.image.display()));
             } else {
-                output::line(&format!("{}: {digest}", args.image.display()));
+                let image = args.image.display();
+                output::line(&format!(
+                    "{image}: {digest}, with nothing to compare it with"
+                ));
             }
             ExitCode::SUCCESS
         }

@@ -89,8 +89,9 @@ fn show_network(guest: &Guest) {
     }
 }
 
+/// A line, unless nothing is known.
 fn field(name: &str, value: Option<&str>) {
-    if let Some(value) = value {
+    if let Some(value) = value.filter(|value| !value.is_empty()) {
         output::line(&format!("  {name:<10} {}", plain(value)));
     }
 }
