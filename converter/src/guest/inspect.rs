@@ -8,7 +8,8 @@ use queue::job::{Finding, GuestCode};
 
 use super::Case;
 use super::appliance::{Appliance, guest};
-use super::model::{BlockDevice, BootLoader, Family, Firmware, Guest, Kernel, Nic, Os, Selinux};
+use super::kernels;
+use super::model::{BlockDevice, BootLoader, Family, Firmware, Guest, Nic, Os, Selinux};
 use super::names::{guest_name, unescape};
 use crate::error::Result;
 
@@ -65,7 +66,7 @@ pub fn inspect(appliance: &mut Appliance<'_>, case: &Case<'_>, read_only: bool) 
         .other_roots
         .extend(others.map(|(root, kind)| format!("{} ({kind})", guest_name(&root))));
     guest.devices = devices(appliance, &all, &mountpoints)?;
-    guest.kernels = kernels(appliance)?;
+    guest.kernels = kernels::list(appliance)?;
     guest.boot_loader = boot_loader(appliance)?;
     guest.firmware = match case.firmware {
         Some(firmware) => firmware,
@@ -187,7 +188,7 @@ fn identify(appliance: &mut Appliance<'_>, root: &str) -> Result<Os> {
     };
     let mut os = Os {
         distro: field("ID").unwrap_or_else(|| said(appliance, "inspect_get_distro")),
-        name: field("PRETTY_NAME").unwrap_or_else(|| said(appliance, "inspect_get_product_name")),
+        name: os_release_name(&text).unwrap_or_else(|| said(appliance, "inspect_get_product_name")),
         version: field("VERSION_ID").unwrap_or_default(),
         arch: said(appliance, "inspect_get_arch"),
         hostname: Some(said(appliance, "inspect_get_hostname")).filter(|name| !name.is_empty()),
@@ -201,6 +202,22 @@ fn identify(appliance: &mut Appliance<'_>, root: &str) -> Result<Os> {
     os.major = digits.parse().unwrap_or_default();
     os.family = family(&os.distro, &field("ID_LIKE").unwrap_or_default());
     Ok(os)
+}
+
+/// What people call the system, also where a vendor left out the line that is for them.
+fn os_release_name(text: &str) -> Option<String> {
+    let field = |key| os_release_field(text, key);
+    field("PRETTY_NAME").or_else(|| {
+        let name = field("NAME").or_else(|| field("ID"))?;
+        let version = field("VERSION").or_else(|| field("VERSION_ID"));
+        Some(
+            [Some(name), version]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join(" "),
+        )
+    })
 }
 
 /// os-release(5): `KEY=value`, quoted or not.
@@ -275,64 +292,6 @@ fn devices(
     Ok(devices)
 }
 
-/// Where distributions put a kernel's image and initramfs; `{}` is its version.
-const IMAGES: [&str; 4] = [
-    "/boot/vmlinuz-{}",
-    "/boot/vmlinux-{}",
-    "/boot/kernel-{}",
-    "/lib/modules/{}/vmlinuz",
-];
-const INITRAMFS: [&str; 4] = [
-    "/boot/initrd.img-{}",
-    "/boot/initramfs-{}.img",
-    "/boot/initrd-{}",
-    "/boot/initramfs-{}",
-];
-
-fn kernels(appliance: &mut Appliance<'_>) -> Result<Vec<Kernel>> {
-    let mut kernels = Vec::new();
-    if !appliance.flag("is_dir", &["/lib/modules/"])? {
-        return Ok(kernels);
-    }
-    let mut versions = appliance.list("ls", &["/lib/modules/"])?;
-    versions.sort_by_key(|version| sort_key(version));
-    for version in versions {
-        let Some(image) = first_that_is(appliance, &IMAGES, &version)? else {
-            continue;
-        };
-        kernels.push(Kernel {
-            initramfs: first_that_is(appliance, &INITRAMFS, &version)?,
-            modules: format!("/lib/modules/{version}"),
-            version,
-            image,
-            drivers: Vec::new(),
-        });
-    }
-    Ok(kernels)
-}
-
-fn first_that_is(
-    appliance: &mut Appliance<'_>,
-    patterns: &[&str],
-    version: &str,
-) -> Result<Option<String>> {
-    for pattern in patterns {
-        let path = pattern.replace("{}", version);
-        if appliance.flag("exists", &[&path])? {
-            return Ok(Some(path));
-        }
-    }
-    Ok(None)
-}
-
-/// Numbers in a version compare as numbers.
-fn sort_key(version: &str) -> Vec<(u64, String)> {
-    let parts = version.split(|c: char| !c.is_ascii_alphanumeric());
-    parts
-        .map(|part| (part.parse().unwrap_or(0), part.to_owned()))
-        .collect()
-}
-
 fn boot_loader(appliance: &mut Appliance<'_>) -> Result<BootLoader> {
     for (path, loader) in [
         ("/boot/grub2/grub.cfg", BootLoader::Grub2),
@@ -377,7 +336,7 @@ fn selinux(config: &str) -> Selinux {
 }
 
 /// A small text file of the guest; empty if it is not there.
-fn read_text(appliance: &mut Appliance<'_>, path: &str) -> Result<String> {
+pub(super) fn read_text(appliance: &mut Appliance<'_>, path: &str) -> Result<String> {
     if !appliance.flag("exists", &[path])? {
         return Ok(String::new());
     }
@@ -401,13 +360,19 @@ mod tests {
     }
 
     #[test]
-    fn versions_sort_as_people_count() {
-        let mut versions = vec!["6.1.0-10-amd64", "6.1.0-9-amd64", "5.10.0-30-amd64"];
-        versions.sort_by_key(|version| sort_key(version));
-        assert_eq!(
-            versions,
-            ["5.10.0-30-amd64", "6.1.0-9-amd64", "6.1.0-10-amd64"]
-        );
+    fn a_system_has_a_name_whatever_is_left_out() {
+        for (text, name) in [
+            ("PRETTY_NAME=\"A B\"\nNAME=C\n", Some("A B")),
+            (
+                "PRETTY_NAME=\"\"\nNAME=\"Own OS\"\nVERSION=\"7 (x)\"\nVERSION_ID=7\n",
+                Some("Own OS 7 (x)"),
+            ),
+            ("ID=own\nVERSION_ID=7\n", Some("own 7")),
+            ("NAME=Rolling\n", Some("Rolling")),
+            ("", None),
+        ] {
+            assert_eq!(os_release_name(text).as_deref(), name, "{text:?}");
+        }
     }
 
     #[test]

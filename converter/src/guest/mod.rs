@@ -9,6 +9,7 @@ pub mod berths;
 pub mod boot;
 mod drivers;
 mod inspect;
+mod kernels;
 pub mod linux;
 pub mod look;
 pub mod model;

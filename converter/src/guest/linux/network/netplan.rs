@@ -113,6 +113,8 @@ impl Reader {
             Some((_, Block::Match)) => {
                 if node.key == "macaddress" {
                     interface.mac = mac(node.value);
+                } else if node.key == "name" && !self.is_set {
+                    interface.name = exact(node.value);
                 }
                 return;
             }
@@ -134,17 +136,26 @@ impl Reader {
             "match" => {
                 self.block = Some((node.indent, Block::Match));
                 if !self.is_set {
-                    interface.name = None;
+                    interface.name = flow_value(node.value, "name:").and_then(exact);
                 }
-                // `match: {macaddress: …}`
-                let inside = node.value.split("macaddress:").nth(1);
-                let address = inside.and_then(|inside| inside.split([',', '}']).next());
-                interface.mac = address.and_then(|address| mac(unquoted(address.trim_ascii())));
+                interface.mac = flow_value(node.value, "macaddress:").and_then(mac);
             }
             _ if node.value.is_empty() => self.block = Some((node.indent, Block::Other)),
             _ => {}
         }
     }
+}
+
+/// The name that an interface must have to be meant; a pattern is none.
+fn exact(name: &str) -> Option<String> {
+    (!name.contains(['*', '?', '['])).then(|| name.to_owned())
+}
+
+/// `{macaddress: …, name: …}`
+fn flow_value<'a>(mapping: &'a str, key: &str) -> Option<&'a str> {
+    let inside = mapping.split(key).nth(1)?;
+    let value = inside.split([',', '}']).next()?;
+    Some(unquoted(value.trim_ascii()))
 }
 
 fn flow_list(value: &str) -> Vec<String> {

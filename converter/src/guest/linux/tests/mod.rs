@@ -53,6 +53,118 @@ fn every_sample_is_repaired_as_written_down() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
+/// What systems ship to say how they boot and where their network is, by a part of the path.
+const SHIPPED: [(&str, &str); 24] = [
+    (
+        "debian-10",
+        "fstab crypttab grub.cfg modprobe.d/ network/interfaces",
+    ),
+    (
+        "debian-11",
+        "fstab crypttab grub.cfg modprobe.d/ network/interfaces",
+    ),
+    (
+        "debian-12",
+        "fstab crypttab grub.cfg modprobe.d/ network/interfaces .network",
+    ),
+    (
+        "debian-13",
+        "fstab crypttab grub.cfg modprobe.d/ network/interfaces .network .link",
+    ),
+    (
+        "ubuntu-18.04",
+        "fstab crypttab grub.cfg modprobe.d/ netplan/",
+    ),
+    (
+        "ubuntu-20.04",
+        "fstab crypttab grub.cfg modprobe.d/ netplan/",
+    ),
+    (
+        "ubuntu-22.04",
+        "fstab crypttab grub.cfg modprobe.d/ netplan/",
+    ),
+    (
+        "ubuntu-24.04",
+        "fstab crypttab grub.cfg modprobe.d/ netplan/ .nmconnection",
+    ),
+    (
+        "rhel-7",
+        "fstab crypttab grub.cfg modprobe.d/ dracut.conf ifcfg-",
+    ),
+    (
+        "rhel-8",
+        "fstab crypttab grub.cfg entries/ modprobe.d/ dracut.conf ifcfg- .nmconnection",
+    ),
+    (
+        "rhel-9",
+        "fstab crypttab grub.cfg entries/ modprobe.d/ dracut.conf ifcfg- .nmconnection",
+    ),
+    ("rocky-8", "fstab grub.cfg entries/ ifcfg-"),
+    (
+        "rocky-9",
+        "fstab grub.cfg entries/ dracut.conf .nmconnection",
+    ),
+    (
+        "alma-8",
+        "fstab grub.cfg entries/ modprobe.d/ dracut.conf ifcfg-",
+    ),
+    ("alma-9", "fstab grub.cfg entries/ .nmconnection"),
+    (
+        "fedora",
+        "fstab crypttab grub.cfg entries/ modprobe.d/ dracut.conf .nmconnection",
+    ),
+    (
+        "sles-12",
+        "fstab crypttab grub.cfg modprobe.d/ dracut.conf ifcfg-",
+    ),
+    (
+        "sles-15",
+        "fstab crypttab grub.cfg modprobe.d/ dracut.conf ifcfg- wicked/",
+    ),
+    (
+        "opensuse",
+        "fstab crypttab grub.cfg modprobe.d/ dracut.conf wicked/ .nmconnection",
+    ),
+    (
+        "arch",
+        "fstab crypttab grub.cfg entries/ modprobe.d/ mkinitcpio.conf .network .nmconnection",
+    ),
+    (
+        "alpine",
+        "fstab grub.cfg extlinux.conf modprobe.d/ mkinitfs.conf network/interfaces",
+    ),
+    (
+        "amazon-linux-2",
+        "fstab grub.cfg modprobe.d/ dracut.conf ifcfg-",
+    ),
+    (
+        "amazon-linux-2023",
+        "fstab entries/ modprobe.d/ dracut.conf .network",
+    ),
+    ("centos-6", "fstab grub.conf modprobe.d/ ifcfg-"),
+];
+
+#[test]
+fn every_system_is_sampled_with_what_it_ships() {
+    let names = Sample::names();
+    for (system, parts) in SHIPPED {
+        let is_of = |name: &&String| {
+            let rest = name.strip_prefix(system);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        let samples: Vec<Sample> = names
+            .iter()
+            .filter(is_of)
+            .map(|name| Sample::load(name))
+            .collect();
+        for part in parts.split(' ') {
+            let has =
+                |sample: &Sample| sample.files.contents.keys().any(|path| path.contains(part));
+            assert!(samples.iter().any(has), "{system} has no {part}");
+        }
+    }
+}
+
 #[test]
 fn a_second_repair_changes_nothing() {
     for name in Sample::names() {

@@ -190,7 +190,7 @@ fn cards_without_a_mac_are_paired_only_where_it_is_certain() {
 }
 
 #[test]
-fn netplan_tells_the_cards_mac_from_a_given_one() {
+fn netplan_tells_which_card_is_meant() {
     let lines = [
         "network:",
         "    ethernets:",
@@ -206,6 +206,18 @@ fn netplan_tells_the_cards_mac_from_a_given_one() {
         "                macaddress: 00:50:56:00:00:01",
         "            set-name: wan0",
         "            dhcp4: yes",
+        "        NM-5d7e7a55-4e0e-3b1c-9f69-3d1c0f2a7b10:",
+        "            renderer: NetworkManager",
+        "            match:",
+        "                name: \"ens160\"",
+        "            dhcp4: true",
+        "        flow:",
+        "            match: {name: ens224}",
+        "            dhcp4: true",
+        "        all:",
+        "            match:",
+        "                name: en*",
+        "            dhcp4: true",
         "    bridges:",
         "        br0:",
         "            addresses: [192.0.2.9/24]",
@@ -219,6 +231,12 @@ fn netplan_tells_the_cards_mac_from_a_given_one() {
     let expected = [
         card("lan0", None, "192.0.2.1/24"),
         card("wan0", Some("00:50:56:00:00:01"), "dhcp"),
+        card("ens160", None, "dhcp"),
+        card("ens224", None, "dhcp"),
+        Interface {
+            addresses: vec!["dhcp".to_owned()],
+            ..Interface::default()
+        },
     ];
     assert_eq!(
         Stack::Netplan.read("/etc/netplan/a.yaml", text.as_bytes()),

@@ -1,0 +1,130 @@
+//! The guest's kernels, by their modules and the files in /boot that belong to them.
+use super::appliance::Appliance;
+use super::inspect::read_text;
+use super::model::Kernel;
+use crate::error::Result;
+
+/// Where distributions put a kernel's image and initramfs; `{}` is its version, or what stands for
+/// it.
+const IMAGES: [&str; 4] = [
+    "/boot/vmlinuz-{}",
+    "/boot/vmlinux-{}",
+    "/boot/kernel-{}",
+    "/lib/modules/{}/vmlinuz",
+];
+const INITRAMFS: [&str; 4] = [
+    "/boot/initrd.img-{}",
+    "/boot/initramfs-{}.img",
+    "/boot/initrd-{}",
+    "/boot/initramfs-{}",
+];
+
+/// The kernels that have modules and an image, the oldest first.
+pub fn list(appliance: &mut Appliance<'_>) -> Result<Vec<Kernel>> {
+    let mut kernels = Vec::new();
+    if !appliance.flag("is_dir", &["/lib/modules/"])? {
+        return Ok(kernels);
+    }
+    let mut versions = appliance.list("ls", &["/lib/modules/"])?;
+    versions.sort_by_key(|version| sort_key(version));
+    for version in versions {
+        let names = names(&version, |path| read_text(appliance, path))?;
+        let Some(image) = first_that_is(appliance, &paths(&IMAGES, &names))? else {
+            continue;
+        };
+        kernels.push(Kernel {
+            initramfs: first_that_is(appliance, &paths(&INITRAMFS, &names))?,
+            modules: format!("/lib/modules/{version}"),
+            version,
+            image,
+            drivers: Vec::new(),
+        });
+    }
+    Ok(kernels)
+}
+
+/// What stands for a kernel in the names of its files: its version; Arch's package, which the
+/// modules tell; Alpine's flavour, whose release must be this one.
+fn names(version: &str, mut read: impl FnMut(&str) -> Result<String>) -> Result<Vec<String>> {
+    let package = read(&format!("/lib/modules/{version}/pkgbase"))?;
+    let mut names = vec![version.to_owned(), package.trim().to_owned()];
+    if let Some((_, flavour)) = version.rsplit_once('-') {
+        let release = format!("/usr/share/kernel/{flavour}/kernel.release");
+        if read(&release)?.trim() == version {
+            names.push(flavour.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Every name in every place; what is no single name is in none.
+fn paths(places: &[&str], names: &[String]) -> Vec<String> {
+    let is_name = |name: &&String| !name.is_empty() && !name.contains('/');
+    let of_place = |place: &&str| {
+        let all = names.iter().filter(is_name);
+        all.map(|name| place.replace("{}", name))
+            .collect::<Vec<_>>()
+    };
+    places.iter().flat_map(of_place).collect()
+}
+
+fn first_that_is(appliance: &mut Appliance<'_>, paths: &[String]) -> Result<Option<String>> {
+    for path in paths {
+        if appliance.flag("exists", &[path])? {
+            return Ok(Some(path.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Numbers in a version compare as numbers.
+fn sort_key(version: &str) -> Vec<(u64, String)> {
+    let parts = version.split(|c: char| !c.is_ascii_alphanumeric());
+    parts
+        .map(|part| (part.parse().unwrap_or(0), part.to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_has_the_initramfs_that_its_system_calls_it_by() {
+        let files = [
+            ("/lib/modules/6.12.8-arch1-1/pkgbase", "linux\n"),
+            ("/usr/share/kernel/lts/kernel.release", "6.6.69-0-lts\n"),
+            ("/lib/modules/6.1-evil/pkgbase", "../../etc/x"),
+        ];
+        let read = |path: &str| {
+            let found = files.iter().find(|(name, _)| *name == path);
+            Ok(found
+                .map(|(_, text)| (*text).to_owned())
+                .unwrap_or_default())
+        };
+        for (version, initramfs) in [
+            ("6.1.0-30-amd64", "/boot/initrd.img-6.1.0-30-amd64"),
+            ("6.12.8-arch1-1", "/boot/initramfs-linux.img"),
+            ("6.6.69-0-lts", "/boot/initramfs-lts"),
+        ] {
+            let paths = paths(&INITRAMFS, &names(version, read).unwrap());
+            assert!(paths.iter().any(|path| path == initramfs), "{paths:?}");
+            assert!(paths[0].ends_with(version), "{paths:?}");
+        }
+        // Its modules are left from before an update: the image is another's.
+        for version in ["6.6.60-0-lts", "6.1-evil"] {
+            let paths = paths(&["/boot/vmlinuz-{}"], &names(version, read).unwrap());
+            assert_eq!(paths, [format!("/boot/vmlinuz-{version}")]);
+        }
+    }
+
+    #[test]
+    fn versions_sort_as_people_count() {
+        let mut versions = vec!["6.1.0-10-amd64", "6.1.0-9-amd64", "5.10.0-30-amd64"];
+        versions.sort_by_key(|version| sort_key(version));
+        assert_eq!(
+            versions,
+            ["5.10.0-30-amd64", "6.1.0-9-amd64", "6.1.0-10-amd64"]
+        );
+    }
+}
