@@ -12,9 +12,10 @@ const IMAGES: [&str; 4] = [
     "/boot/kernel-{}",
     "/lib/modules/{}/vmlinuz",
 ];
-const INITRAMFS: [&str; 4] = [
+const INITRAMFS: [&str; 5] = [
     "/boot/initrd.img-{}",
     "/boot/initramfs-{}.img",
+    "/boot/initrd-{}.img",
     "/boot/initrd-{}",
     "/boot/initramfs-{}",
 ];
@@ -88,6 +89,7 @@ fn sort_key(version: &str) -> Vec<(u64, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::model::Guest;
 
     #[test]
     fn a_kernel_has_the_initramfs_that_its_system_calls_it_by() {
@@ -115,6 +117,29 @@ mod tests {
         for version in ["6.6.60-0-lts", "6.1-evil"] {
             let paths = paths(&["/boot/vmlinuz-{}"], &names(version, read).unwrap());
             assert_eq!(paths, [format!("/boot/vmlinuz-{version}")]);
+        }
+    }
+
+    #[test]
+    fn every_samples_kernels_are_where_they_are_looked_for() {
+        let top = concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/linux/samples");
+        for entry in std::fs::read_dir(top).unwrap() {
+            let folder = entry.unwrap().path();
+            let facts = std::fs::read(folder.join("guest.json")).unwrap();
+            let facts: serde_json::Value = serde_json::from_slice(&facts).unwrap();
+            let guest: Guest = serde_json::from_value(facts["guest"].clone()).unwrap();
+            let read = |path: &str| {
+                let file = folder.join("before").join(path.trim_start_matches('/'));
+                Ok(std::fs::read_to_string(file).unwrap_or_default())
+            };
+            for kernel in guest.kernels {
+                let names = names(&kernel.version, read).unwrap();
+                let (images, initramfs) = (paths(&IMAGES, &names), paths(&INITRAMFS, &names));
+                assert!(images.contains(&kernel.image), "{folder:?}: {images:?}");
+                let wanted = kernel.initramfs.unwrap_or_else(|| initramfs[0].clone());
+                assert!(initramfs.contains(&wanted), "{wanted}: {initramfs:?}");
+                assert_eq!(kernel.modules, format!("/lib/modules/{}", kernel.version));
+            }
         }
     }
 
