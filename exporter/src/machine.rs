@@ -112,6 +112,9 @@ pub struct Order<'a> {
 pub trait Stream: Sync {
     /// All disks begin to arrive. Of `expected`, the checksums are not known.
     fn begin(&self, expected: &Exported) -> Result<()>;
+    /// Whether nobody reads any longer: the export is to end, however it stands. Asked all the
+    /// time while disks arrive.
+    fn is_over(&self) -> bool;
     /// Where the disk of this file is appended to.
     fn sink(&self, file: &str) -> Result<Box<dyn Sink + '_>>;
     /// This disk is there. It may still turn out to be damaged.

@@ -80,28 +80,30 @@ fn mark(path: &Path) -> Mark {
 
 /// A job that was dropped under a known name.
 pub struct Follow<'a> {
-    directories: &'a Directories,
-    drop: &'a str,
+    conversion: Conversion<'a>,
     marks: Marks,
+}
+
+/// What becomes of a drop: the converter's job, found by its record.
+pub struct Conversion<'a> {
+    directories: &'a Directories,
+    drop: String,
     found: Option<JobId>,
     /// Records of other drops: a record's drop never changes.
     others: HashSet<String>,
 }
 
 impl<'a> Follow<'a> {
-    pub fn new(directories: &'a Directories, drop: &'a str, marks: Marks) -> Self {
+    pub fn new(directories: &'a Directories, drop: &str, marks: Marks) -> Self {
         Self {
-            directories,
-            drop,
+            conversion: Conversion::new(directories, drop),
             marks,
-            found: None,
-            others: HashSet::new(),
         }
     }
 
     /// The converter's own id of the job, once it is known.
     pub fn job(&self) -> Option<JobId> {
-        self.found
+        self.conversion.found
     }
 
     pub fn run(&mut self, patience: Patience, monitor: &dyn Monitor) -> Result<Ending> {
@@ -125,18 +127,45 @@ impl<'a> Follow<'a> {
     }
 
     fn poll(&mut self, monitor: &dyn Monitor) -> Result<Option<Ending>> {
-        if let Some(record) = self.record()? {
+        let conversion = &mut self.conversion;
+        if let Some(record) = conversion.record()? {
             self.show(&record, monitor);
             return Ok(ending(record));
         }
         // Before its claim, what stands in the output directory is of earlier jobs.
         let waits = HostVolume
-            .stat(&self.directories.queue.join(self.drop))?
+            .stat(&conversion.directories.queue.join(&conversion.drop))?
             .is_some();
         Ok(if waits { None } else { self.marks.ending() })
     }
 
-    fn record(&mut self) -> Result<Option<Record>> {
+    fn show(&self, record: &Record, monitor: &dyn Monitor) {
+        let progress = &record.progress;
+        monitor.stand(progress.bytes_done, progress.bytes_total);
+        let waiting = || match (&record.not_before, record.queue_position) {
+            (Some(time), _) => format!("failed once, next try at {time}"),
+            (None, Some(place)) => format!("queued, number {place}"),
+            (None, None) => "queued".to_owned(),
+        };
+        match record.state {
+            JobState::Queued => monitor.message(&waiting()),
+            _ => monitor.message(record.phase.as_str()),
+        }
+    }
+}
+
+impl<'a> Conversion<'a> {
+    pub fn new(directories: &'a Directories, drop: &str) -> Self {
+        Self {
+            directories,
+            drop: drop.to_owned(),
+            found: None,
+            others: HashSet::new(),
+        }
+    }
+
+    /// `None` before its claim.
+    pub fn record(&mut self) -> Result<Option<Record>> {
         if let Some(job) = self.found {
             return read(&self.directories.record(job));
         }
@@ -163,20 +192,6 @@ impl<'a> Follow<'a> {
             self.others.insert(name);
         }
         Ok(None)
-    }
-
-    fn show(&self, record: &Record, monitor: &dyn Monitor) {
-        let progress = &record.progress;
-        monitor.stand(progress.bytes_done, progress.bytes_total);
-        let waiting = || match (&record.not_before, record.queue_position) {
-            (Some(time), _) => format!("failed once, next try at {time}"),
-            (None, Some(place)) => format!("queued, number {place}"),
-            (None, None) => "queued".to_owned(),
-        };
-        match record.state {
-            JobState::Queued => monitor.message(&waiting()),
-            _ => monitor.message(record.phase.as_str()),
-        }
     }
 }
 

@@ -9,6 +9,7 @@ mod import;
 pub mod ledger;
 pub mod service;
 mod staging;
+mod stream;
 
 use std::path::{Path, PathBuf};
 

@@ -146,11 +146,7 @@ pub struct Failure {
 impl Failure {
     /// The text of `<vm>.error`: the first line is the cause, then what to do about it.
     pub fn to_text(&self) -> String {
-        let mut text = one_line(&self.message);
-        for below in &self.chain {
-            text.push_str(": ");
-            text.push_str(&one_line(below));
-        }
+        let mut text = self.line();
         text.push('\n');
         if let Some(remedy) = &self.remedy {
             text.push_str(&one_line(remedy));
@@ -158,6 +154,13 @@ impl Failure {
         }
         text.push_str(&format!("kind: {}\n", self.kind));
         text
+    }
+
+    /// The cause alone, with what is below it.
+    pub fn line(&self) -> String {
+        let all = [&self.message].into_iter().chain(&self.chain);
+        let lines: Vec<String> = all.map(|text| one_line(text)).collect();
+        lines.join(": ")
     }
 }
 

@@ -75,6 +75,13 @@ impl Growing {
         })
     }
 
+    /// The same, of a disk whose job is over already, and gives back its room.
+    pub fn discard(&self, reason: &str) -> Result<()> {
+        self.declare_aborted(reason)?;
+        let emptied = self.file.set_len(0);
+        emptied.map_err(|error| Error::io("empty", &self.path, error))
+    }
+
     fn declare(&self, end: &End) -> Result<()> {
         self.directory
             .replace(&end::name_of(&self.name), &end.to_bytes()?)

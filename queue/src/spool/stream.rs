@@ -15,8 +15,9 @@ use crate::job::{Delivery, JobId};
 
 impl Job {
     /// Drops what is staged, a job directory whose manifest names `files` as growing disks, into
-    /// the target queue, under a name of its own for each attempt. The files are to be appended to.
-    pub fn stream(&mut self, files: &[String]) -> Result<Vec<Growing>> {
+    /// the target queue, under a name of its own for each attempt, which comes with the files: they
+    /// are to be appended to.
+    pub fn stream(&mut self, files: &[String]) -> Result<(JobId, Vec<Growing>)> {
         let Some(target) = self.memory.target.clone() else {
             let what = format!("{} is streamed nowhere", self.id());
             return Err(Error::new(ErrorKind::Internal, what));
@@ -49,7 +50,7 @@ impl Job {
             drop: drop.to_string(),
         });
         self.save_record(false)?;
-        Ok(growing)
+        Ok((drop, growing))
     }
 
     /// All streamed disks are durable, and what they were to be; `checksums` are of their files, in

@@ -452,7 +452,7 @@ fn what_a_dead_export_streamed_is_ended() {
             assert_eq!(job.begin_into(target).unwrap(), Begun::Yes);
             fs::write(job.staging_dir().join("manifest.json"), "{}").unwrap();
             let files = ["a.vmdk", "b.vmdk"].map(str::to_owned);
-            let growing = job.stream(&files).unwrap();
+            let (_, growing) = job.stream(&files).unwrap();
             let drop_name = job.record.delivered.clone().unwrap().drop;
             std::io::Write::write_all(&mut growing[0].file(), b"abc").unwrap();
             let mut place = queue.join(&drop_name);

@@ -6,7 +6,9 @@ use hyper2kvm_tests::exports::ExportSite;
 use hyper2kvm_tests::proxy::{Harm, rule};
 use hyper2kvm_tests::vsphere::Scene;
 use queue::error::ErrorKind;
+use queue::job::manifest::Output;
 use queue::job::{ExportRequest, JobState, Phase, Record, Request};
+use queue::spool::request;
 
 use super::{SERVER, assert_same, password_file, site};
 
@@ -79,12 +81,13 @@ fn expect_end(site: &ExportSite, converter: &mut Daemon, export: JobState, vm: &
     assert!(told.lines().next().unwrap().contains(cause), "{told}");
     assert!(!site.instance.link(vm).exists());
     assert!(!site.instance.directories.output.join(vm).exists());
-    // The room of what is of no use is given back.
-    let archived = site
-        .instance
-        .directories
-        .errors()
-        .join(&conversions[0].drop);
+    assert_emptied(site, &conversions[0], vm);
+}
+
+/// The room of what is of no use is given back.
+#[track_caller]
+fn assert_emptied(site: &ExportSite, conversion: &Record, vm: &str) {
+    let archived = site.instance.directories.errors().join(&conversion.drop);
     let left = fs::metadata(archived.join(format!("{vm}-disk1.vmdk"))).unwrap();
     assert_eq!(left.len(), 0);
 }
@@ -218,6 +221,73 @@ fn a_cancelled_export_ends_the_conversion() {
     site.control(&Request::Cancel { job_id });
     let cause = "cancelled by request";
     expect_end(&site, &mut converter, JobState::Cancelled, "live", cause);
+    scene.simulator.assert_clean();
+    exporter.stop();
+    converter.stop();
+}
+
+/// The download is held for good: only the conversion's end can end it.
+#[test]
+fn an_ended_conversion_ends_the_export() {
+    for (is_cancelled, kind, cause) in [
+        (true, ErrorKind::Cancelled, "cancelled by request"),
+        (false, ErrorKind::Unsupported, "vdi"),
+    ] {
+        let scene = Scene::new(vec![rule(DISK, 1, Harm::Hold(MIDDLE))]);
+        let site = trusting(&scene);
+        let (mut converter, mut exporter) = (site.instance.start(), site.start());
+        let mut asked = ExportRequest::new(SERVER, "live");
+        if is_cancelled {
+            site.ask(&asked);
+            let job_id = wait_for(&site, &mut converter, "live", MIDDLE as u64).job_id;
+            request::submit(&site.instance.directories, &Request::Cancel { job_id }).unwrap();
+        } else {
+            let format = Some("vdi".to_owned());
+            asked.output = Some(Output {
+                format,
+                ..Output::default()
+            });
+            site.ask(&asked);
+        }
+        exporter.wait(60, "the export is over", || {
+            let export = site.record_of("live");
+            export.is_some_and(|it| it.state.is_final()) && site.is_quiet()
+        });
+        let state = match is_cancelled {
+            true => JobState::Cancelled,
+            false => JobState::Failed,
+        };
+        let (export, all) = (site.record_of("live").unwrap(), conversions(&site, "live"));
+        assert_eq!((export.state, export.attempts, all.len()), (state, 1, 1));
+        assert_eq!(all[0].state, state);
+        let error = export.error.unwrap();
+        assert_eq!(error.kind, kind, "{error:?}");
+        let told = error.to_text();
+        assert!(told.contains(&all[0].job_id.to_string()), "{told}");
+        assert!(told.lines().next().unwrap().contains(cause), "{told}");
+        assert_emptied(&site, &all[0], "live");
+        scene.simulator.assert_clean();
+        exporter.stop();
+        converter.stop();
+    }
+}
+
+/// What arrived damaged makes the conversion fail: it may well be right the next time.
+#[test]
+fn what_the_converter_finds_damaged_is_fetched_anew() {
+    let scene = Scene::new(vec![
+        rule("/disk-0.vmdk", 1, Harm::Flip(3_000_000)),
+        rule("/disk-1.vmdk", 1, Harm::Hold(MIDDLE)),
+    ]);
+    let site = trusting(&scene);
+    let (mut converter, mut exporter) = (site.instance.start(), site.start());
+    site.ask(&ExportRequest::new(SERVER, "web"));
+    finish(&site, &mut converter, &mut exporter, "web");
+    assert_same(&scene.path("a.raw"), &site.instance.link("web"));
+    let all = conversions(&site, "web");
+    assert_eq!(all.len(), 2);
+    assert_eq!(all[0].error.as_ref().unwrap().kind, ErrorKind::Corrupt);
+    assert_eq!(all[1].state, JobState::Completed);
     scene.simulator.assert_clean();
     exporter.stop();
     converter.stop();

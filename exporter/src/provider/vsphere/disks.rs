@@ -55,6 +55,7 @@ impl Downloads<'_> {
         let watch = Watch {
             progress: &progress,
             lost: &lost,
+            stream: self.stream,
             failed: AtomicBool::new(false),
         };
         self.lease.keep(&progress, total, &lost, steady, || {
@@ -260,6 +261,7 @@ fn same_kind(a: &str, b: &str) -> bool {
 struct Watch<'a> {
     progress: &'a AtomicU64,
     lost: &'a Lost,
+    stream: Option<&'a dyn Stream>,
     failed: AtomicBool,
 }
 
@@ -295,6 +297,7 @@ impl Monitor for Guard<'_> {
         self.inner.is_cancelled()
             || self.watch.lost.is_lost()
             || self.watch.failed.load(Ordering::Relaxed)
+            || self.watch.stream.is_some_and(Stream::is_over)
     }
 
     fn branch(&self) -> Box<dyn Monitor + '_> {

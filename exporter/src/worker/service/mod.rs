@@ -2,7 +2,6 @@
 //! it shares with the converter's daemon is `queue::service`; one export's turn is its own.
 mod debts;
 mod space;
-mod stream;
 mod turn;
 mod watch;
 

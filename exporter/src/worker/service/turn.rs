@@ -1,26 +1,27 @@
 //! One export's turn: from the held request to the drop in its instance's queue, or to its failure.
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use queue::durable::{HostVolume, Volume};
-use queue::instance::Instance;
 use queue::instance::exports::Server;
+use queue::instance::{Directories, Instance};
 use queue::job::manifest::{Manifest, Options};
-use queue::job::{self, DiskRecord, ExportRequest, Phase};
+use queue::job::{self, DiskRecord, ExportRequest, Failure, JobId, Phase, Record};
 use queue::service::turn::{end_badly, note_time, supersede};
 use queue::service::{Activity, Outcome, Reporter, log};
+use queue::spool::growing::Growing;
 use queue::spool::recover::Waiting;
 use queue::spool::{Begun, DropKind, Job, Target};
 
-use super::stream::Streaming;
 use super::watch::Watch;
 use super::{Exports, connect, debts};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::export::{self, Export};
 use crate::machine::{Delivered, Exported, Stream};
 use crate::transfer::Algorithm;
 use crate::worker::ledger::FileLedger;
+use crate::worker::stream::{Brought, Outlet, Streaming};
 
 /// Logging in, finding the VM, and cleaning up after an export that died.
 const DESCRIBE_PATIENCE: Duration = Duration::from_secs(600);
@@ -37,17 +38,18 @@ pub fn turn(mut job: Box<Job>, exports: &Exports, activity: &Activity) -> Outcom
         DESCRIBE_PATIENCE,
     );
     let begun = read(&job).and_then(|request| {
-        let begun = job.begin_into(target(&request)?)?;
-        Ok((request, begun))
+        let instance = Instance::load(&request.instance)?;
+        let begun = job.begin_into(target(&instance))?;
+        Ok((request, instance, begun))
     });
-    let request = match begun {
-        Ok((request, Begun::Yes)) => request,
-        Ok((_, Begun::NameTaken)) => return Outcome::NameTaken(Waiting::from(&*job)),
-        Ok((_, Begun::Superseded(later))) => return supersede(job, later),
+    let (request, instance) = match begun {
+        Ok((request, instance, Begun::Yes)) => (request, instance),
+        Ok((_, _, Begun::NameTaken)) => return Outcome::NameTaken(Waiting::from(&*job)),
+        Ok((_, _, Begun::Superseded(later))) => return supersede(job, later),
         Err(error) => return end_badly(job, error, activity),
     };
     let started = Instant::now();
-    let disks = match fetch(&mut job, &request, exports, activity) {
+    let disks = match fetch(&mut job, &request, &instance.directories, exports, activity) {
         Ok(Fetched::All(disks)) => disks,
         Ok(Fetched::NameTaken) => {
             let waiting = Waiting::from(&*job);
@@ -94,12 +96,11 @@ fn read(job: &Job) -> Result<ExportRequest> {
     ExportRequest::parse(&bytes)
 }
 
-fn target(request: &ExportRequest) -> Result<Target> {
-    let instance = Instance::load(&request.instance)?;
-    Ok(Target {
-        instance: instance.name,
-        queue: instance.directories.queue,
-    })
+fn target(instance: &Instance) -> Target {
+    Target {
+        instance: instance.name.clone(),
+        queue: instance.directories.queue.clone(),
+    }
 }
 
 enum Fetched {
@@ -108,10 +109,11 @@ enum Fetched {
     NameTaken,
 }
 
-/// Fills the staging directory.
+/// Fills the staging directory, or streams to the instance with these directories.
 fn fetch(
     job: &mut Job,
     request: &ExportRequest,
+    directories: &Directories,
     exports: &Exports,
     activity: &Activity,
 ) -> Result<Fetched> {
@@ -134,17 +136,19 @@ fn fetch(
     job.record.phase = Phase::Export;
     job.record.disks = export.vm.disks.iter().map(expected).collect();
     activity.enter(export.name.as_str(), Phase::Export, EXPORT_PATIENCE);
-    let has_failed = AtomicBool::new(false);
-    let stream = (request.options.stream != Some(false)).then_some(&has_failed);
-    let exported = match bring(job, &export, request, exports, activity, stream) {
-        Err(error) if has_failed.load(Ordering::Relaxed) => {
-            let why = error.to_line();
-            log::say(job, &format!("{why}; exporting without streaming"));
-            job.abort_stream(&why)?;
-            job.start_over()?;
-            bring(job, &export, request, exports, activity, None)?
+    let mut stream = (request.options.stream != Some(false)).then_some(directories);
+    let exported = loop {
+        match bring(job, &export, request, exports, activity, stream)? {
+            Brought::All(exported) => break exported,
+            Brought::Over(conversion) => return Err(is_over(&conversion)),
+            Brought::Anew(error) => {
+                let why = error.to_line();
+                log::say(job, &format!("{why}; exporting without streaming"));
+                job.abort_stream(&why)?;
+                job.start_over()?;
+                stream = None;
+            }
         }
-        brought => brought?,
     };
     if request.options.stream == Some(true) && !exported.is_streamed {
         let note = "options.stream has no effect: the conversion begins when all disks are there";
@@ -160,15 +164,15 @@ fn fetch(
 }
 
 /// Brings the disks into the staging directory; or, if `stream` is given and the provider can, into
-/// the target's queue while they arrive. What is given is set if only that was what failed.
+/// the queue of the instance with those directories while they arrive.
 fn bring(
     job: &mut Job,
     export: &Export,
     request: &ExportRequest,
     exports: &Exports,
     activity: &Activity,
-    stream: Option<&AtomicBool>,
-) -> Result<Exported> {
+    stream: Option<&Directories>,
+) -> Result<Brought> {
     let (id, staging) = (job.id(), job.staging_dir());
     let disks = &export.vm.disks;
     let total_bytes = disks.iter().map(|disk| disk.size_bytes).sum();
@@ -176,16 +180,70 @@ fn bring(
     let files: Vec<String> = disks.iter().map(|disk| disk.file.clone()).collect();
     let reporter = Reporter::new(activity, job, total_bytes, files.len());
     let watch = Watch::new(&reporter, &reservation, &files);
-    let streaming =
-        stream.map(|has_failed| Streaming::new(export, request, &staging, &reporter, has_failed));
+    let outlet = Told {
+        export,
+        request,
+        staging: &staging,
+        reporter: &reporter,
+    };
+    let streaming = stream.map(|directories| Streaming::new(&outlet, directories));
     let stream = streaming.as_ref().map(|streaming| streaming as &dyn Stream);
-    let exported = export.fetch(&staging, Algorithm::Blake3, stream, &watch)?;
-    if !exported.is_streamed {
-        let mut manifest = export.manifest(&exported, id, false);
+    let fetched = export.fetch(&staging, Algorithm::Blake3, stream, &watch);
+    let brought = match streaming {
+        Some(streaming) => streaming.judge(fetched)?,
+        None => Brought::All(fetched?),
+    };
+    if let Brought::All(exported) = &brought
+        && !exported.is_streamed
+    {
+        let mut manifest = export.manifest(exported, id, false);
         wish(&mut manifest, request);
         export::write(&staging, &manifest)?;
     }
-    Ok(exported)
+    Ok(brought)
+}
+
+/// The job remembers what is streamed, and its record tells.
+struct Told<'a, 'job> {
+    export: &'a Export,
+    request: &'a ExportRequest,
+    staging: &'a Path,
+    reporter: &'a Reporter<'job>,
+}
+
+impl Outlet for Told<'_, '_> {
+    fn open(&self, expected: &Exported, files: &[String]) -> Result<(JobId, Vec<Growing>)> {
+        let opened = self.reporter.with_job(|job| {
+            let mut manifest = self.export.manifest(expected, job.id(), true);
+            wish(&mut manifest, self.request);
+            export::write(self.staging, &manifest)?;
+            job.stream(files)
+        })?;
+        self.reporter.tell("converted while it arrives");
+        Ok(opened)
+    }
+
+    fn close(&self, disks: &[Delivered]) -> Result<()> {
+        let checksums = disks.iter().map(|disk| disk.checksum.clone());
+        self.reporter.with_job(|job| job.end_stream(checksums))
+    }
+}
+
+/// The error of an export whose conversion ended first. Its kind is the conversion's: what time
+/// heals there is worth another export.
+fn is_over(conversion: &Record) -> Error {
+    let (job_id, failure) = (conversion.job_id, conversion.error.as_ref());
+    let kind = failure.map_or(ErrorKind::Cancelled, |failure| failure.kind);
+    let what = format!("its conversion {job_id} ended while the disks arrived");
+    let error = Error::new(kind, what);
+    let error = match failure.map(Failure::line) {
+        Some(line) => error.with_source(line),
+        None => error,
+    };
+    match failure.and_then(|failure| failure.remedy.clone()) {
+        Some(remedy) => error.with_remedy(remedy),
+        None => error,
+    }
 }
 
 fn expected(disk: &crate::machine::Disk) -> DiskRecord {
@@ -219,7 +277,7 @@ fn server<'a>(exports: &'a Exports, request: &ExportRequest) -> Result<&'a Serve
 }
 
 /// What the request wishes of the conversion stands in the manifest.
-pub(super) fn wish(manifest: &mut Manifest, request: &ExportRequest) {
+fn wish(manifest: &mut Manifest, request: &ExportRequest) {
     manifest.output.clone_from(&request.output);
     manifest.options = Some(Options {
         priority: Some(request.options.priority),

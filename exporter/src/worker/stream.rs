@@ -1,57 +1,104 @@
 //! The stream of one export: its job directory is dropped into the instance's queue when the disks
-//! begin to arrive, and they are appended to there.
+//! begin to arrive, and they are appended to there for as long as the conversion wants them.
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use queue::job::ExportRequest;
-use queue::service::Reporter;
+use queue::instance::Directories;
+use queue::job::{JobId, Record};
 use queue::spool::growing::Growing;
 
-use super::turn::wish;
+use super::follow::Conversion;
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::{self, Export};
 use crate::machine::{Delivered, Exported, Stream};
 use crate::transfer::download::Sink;
 
 /// After so much, what came is made durable: that leaves little to wait for at the end.
 const SYNC_BYTES: u64 = 64 << 20;
+/// How often the conversion is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
-pub struct Streaming<'a, 'job> {
-    export: &'a Export,
-    request: &'a ExportRequest,
-    staging: &'a Path,
-    reporter: &'a Reporter<'job>,
-    disks: OnceLock<Vec<(String, Arc<Growing>)>>,
-    /// How many of them still arrive.
-    open: AtomicUsize,
-    /// Set if the export failed only because it was streamed.
-    has_failed: &'a AtomicBool,
+/// Who drops the job directory of a stream, and remembers it should this process die.
+pub trait Outlet: Sync {
+    /// Drops it, with `files` as disks that still grow, in the order of `expected`.
+    fn open(&self, expected: &Exported, files: &[String]) -> Result<(JobId, Vec<Growing>)>;
+    /// All disks are durable, and what they were to be: from here on the export cannot fail.
+    fn close(&self, disks: &[Delivered]) -> Result<()>;
 }
 
-impl<'a, 'job> Streaming<'a, 'job> {
-    pub fn new(
-        export: &'a Export,
-        request: &'a ExportRequest,
-        staging: &'a Path,
-        reporter: &'a Reporter<'job>,
-        has_failed: &'a AtomicBool,
-    ) -> Self {
+/// What an export that was to be streamed came to.
+pub enum Brought {
+    All(Exported),
+    /// Only the stream failed: the disks are to be fetched anew, and to be whole first.
+    Anew(Error),
+    /// The conversion ended before the disks were there; its record.
+    Over(Box<Record>),
+}
+
+pub struct Streaming<'a> {
+    outlet: &'a dyn Outlet,
+    /// Of the instance that converts.
+    directories: &'a Directories,
+    begun: OnceLock<Begun<'a>>,
+    /// How many disks still arrive.
+    open: AtomicUsize,
+    /// Whether what was read would have to be taken back.
+    is_broken: AtomicBool,
+    over: OnceLock<Record>,
+}
+
+struct Begun<'a> {
+    disks: Vec<(String, Arc<Growing>)>,
+    watched: Mutex<Watched<'a>>,
+}
+
+struct Watched<'a> {
+    conversion: Conversion<'a>,
+    next: Instant,
+}
+
+impl<'a> Streaming<'a> {
+    pub fn new(outlet: &'a dyn Outlet, directories: &'a Directories) -> Self {
         Self {
-            export,
-            request,
-            staging,
-            reporter,
-            disks: OnceLock::new(),
+            outlet,
+            directories,
+            begun: OnceLock::new(),
             open: AtomicUsize::new(0),
-            has_failed,
+            is_broken: AtomicBool::new(false),
+            over: OnceLock::new(),
         }
     }
 
+    /// What the export came to whose disks were to go here.
+    pub fn judge(self, fetched: Result<Exported>) -> Result<Brought> {
+        let error = match fetched {
+            Ok(exported) => return Ok(Brought::All(exported)),
+            Err(error) => error,
+        };
+        let Some(record) = self.over.into_inner() else {
+            return match self.is_broken.into_inner() {
+                true => Ok(Brought::Anew(error)),
+                false => Err(error),
+            };
+        };
+        // Half a disk is of no use to anybody, and the conversion no longer looks after it.
+        let disks = self.begun.into_inner().map(|begun| begun.disks);
+        for (_, growing) in disks.into_iter().flatten() {
+            let _ = growing.discard("its conversion ended before it was there");
+        }
+        let failure = record.error.as_ref();
+        Ok(match failure.filter(|it| it.kind == ErrorKind::Corrupt) {
+            // Perhaps on its way: the server's own checksums tell, at the end of a download.
+            Some(failure) => Brought::Anew(Error::new(failure.kind, failure.line())),
+            None => Brought::Over(Box::new(record)),
+        })
+    }
+
     fn growing(&self, file: &str) -> Result<&Arc<Growing>> {
-        let mut disks = self.disks.get().into_iter().flatten();
+        let mut disks = self.begun.get().into_iter().flat_map(|begun| &begun.disks);
         let found = disks.find(|(name, _)| name == file);
         found
             .map(|(_, growing)| growing)
@@ -59,21 +106,40 @@ impl<'a, 'job> Streaming<'a, 'job> {
     }
 }
 
-impl Stream for Streaming<'_, '_> {
+impl Stream for Streaming<'_> {
     fn begin(&self, expected: &Exported) -> Result<()> {
         let files: Vec<String> = expected.disks.iter().map(|it| it.file.clone()).collect();
         self.open.store(files.len(), Ordering::Relaxed);
-        let growing = self.reporter.with_job(|job| {
-            let mut manifest = self.export.manifest(expected, job.id(), true);
-            wish(&mut manifest, self.request);
-            export::write(self.staging, &manifest)?;
-            job.stream(&files)
-        })?;
+        let (drop, growing) = self.outlet.open(expected, &files)?;
         let growing = growing.into_iter().map(Arc::new);
         // Begun once: there is nothing in it.
-        let _ = self.disks.set(files.into_iter().zip(growing).collect());
-        self.reporter.tell("converted while it arrives");
+        let _ = self.begun.set(Begun {
+            disks: files.into_iter().zip(growing).collect(),
+            watched: Mutex::new(Watched {
+                conversion: Conversion::new(self.directories, &drop.to_string()),
+                next: Instant::now(),
+            }),
+        });
         Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        let Some(begun) = self.begun.get() else {
+            return false;
+        };
+        // Whoever finds it taken leaves the look to its holder.
+        if let Ok(mut watched) = begun.watched.try_lock()
+            && self.over.get().is_none()
+            && Instant::now() >= watched.next
+        {
+            watched.next = Instant::now() + LOOK;
+            // A record that cannot be read tells nothing.
+            let record = watched.conversion.record().ok().flatten();
+            if let Some(record) = record.filter(|record| record.state.is_final()) {
+                let _ = self.over.set(record);
+            }
+        }
+        self.over.get().is_some()
     }
 
     fn sink(&self, file: &str) -> Result<Box<dyn Sink + '_>> {
@@ -98,8 +164,7 @@ impl Stream for Streaming<'_, '_> {
     }
 
     fn finish(&self, disks: &[Delivered]) -> Result<()> {
-        let checksums = disks.iter().map(|disk| disk.checksum.clone());
-        self.reporter.with_job(|job| job.end_stream(checksums))?;
+        self.outlet.close(disks)?;
         for disk in disks {
             self.growing(&disk.file)?
                 .declare_end(Some(&disk.checksum))?;
@@ -108,7 +173,7 @@ impl Stream for Streaming<'_, '_> {
     }
 
     fn fail(&self, why: &str) -> Error {
-        self.has_failed.store(true, Ordering::Relaxed);
+        self.is_broken.store(true, Ordering::Relaxed);
         // No reason to try again what cannot be gone on with.
         Error::new(
             ErrorKind::Unsupported,
