@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a panic is how a test fails
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::images::{noise, qemu_img, run, text};
@@ -164,6 +166,14 @@ pub fn expect(output: &Output, code: i32, about: &str) {
     let (out, err) = said(output);
     assert_eq!(output.status.code(), Some(code), "{out}\n{err}");
     assert!(err.contains(about), "no {about:?} in {err}");
+}
+
+/// To what timeout(1), the child, runs; itself would send it twice.
+pub fn signal(child: &Child, signal: Signal) {
+    let id = child.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    let pid = Pid::from_raw(children.trim().parse().unwrap());
+    nix::sys::signal::kill(pid, signal).unwrap();
 }
 
 /// Looks until it is so, for at most two minutes.

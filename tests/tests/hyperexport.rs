@@ -1,11 +1,13 @@
 //! hyperexport with a real converter's daemon: stopped, running, failing, too slow.
 use std::fs;
-use std::process::Output;
+use std::process::{Child, Output, Stdio};
 
-use hyper2kvm_tests::daemon::{Site, names};
+use hyper2kvm_tests::daemon::{Daemon, Site, names};
 use hyper2kvm_tests::images;
-use hyper2kvm_tests::vsphere::{Scene, expect, said};
-use queue::job::{JobState, Request};
+use hyper2kvm_tests::proxy::{Harm, rule};
+use hyper2kvm_tests::vsphere::{Scene, expect, said, signal};
+use nix::sys::signal::Signal;
+use queue::job::{JobState, Record, Request};
 use queue::spool::request;
 
 const CONFIG: &str = "rescan_seconds = 1\n[guest]\nfix = \"off\"\n";
@@ -129,5 +131,118 @@ fn who_has_waited_long_enough_is_told_how_to_follow() {
         site.link("web").exists() && site.is_quiet()
     });
     images::judge(&raw, &site.link("web"), "qcow2");
+    daemon.stop();
+}
+
+/// In the second half of the disk of `live`.
+const MIDDLE: usize = 5_000_000;
+
+/// `live` is being exported and converted, and its download is held.
+fn streaming(site: &Site, scene: &Scene, daemon: &mut Daemon) -> (Child, Record) {
+    let mut command = site.hyperexport();
+    command.args(scene.server()).args(["--vm", "live"]);
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let mut seen = None;
+    daemon.wait(60, "what came is converted", || {
+        seen = site.records().pop().filter(|record| {
+            // The converter holds back what does not fill a batch.
+            record.state == JobState::Processing
+                && record.progress.bytes_done + (3 << 20) >= MIDDLE as u64
+        });
+        seen.is_some()
+    });
+    assert!(!site.link("live").exists());
+    (child, seen.unwrap())
+}
+
+#[test]
+fn a_vm_of_a_server_is_converted_while_it_is_downloaded() {
+    let scene = Scene::new(vec![rule("GET /nfc/", 1, Harm::Hold(MIDDLE))]);
+    let site = Site::new(CONFIG);
+    let mut daemon = site.start();
+    let (child, conversion) = streaming(&site, &scene, &mut daemon);
+    scene.proxy.release();
+    let output = child.wait_with_output().unwrap();
+    expect(&output, 0, "");
+    images::judge(&scene.path("b.raw"), &site.link("live"), "qcow2");
+    let record = site.records().pop().unwrap();
+    assert_eq!(record.job_id, conversion.job_id);
+    let log = record.log.join("\n");
+    assert!(log.contains("is converted while it arrives"), "{log}");
+    assert!(!log.contains("again"), "{log}");
+    scene.simulator.assert_clean();
+    let state = site.top.path().join("state/hyperexport/debts");
+    assert!(names(&state).is_empty());
+    daemon.stop();
+}
+
+/// However it ends in the middle: nobody waits, and nothing is left behind.
+#[test]
+fn what_is_streamed_ends_with_its_export_and_the_other_way_round() {
+    enum End {
+        Interrupted,
+        Killed,
+        ConversionCancelled,
+    }
+    for (end, cause) in [
+        (End::Interrupted, "the export was interrupted"),
+        (End::Killed, "hyperexport died"),
+        (End::ConversionCancelled, "cancelled by request"),
+    ] {
+        let scene = Scene::new(vec![rule("GET /nfc/", 1, Harm::Hold(MIDDLE))]);
+        let site = Site::new(CONFIG);
+        let mut daemon = site.start();
+        let (child, conversion) = streaming(&site, &scene, &mut daemon);
+        let job_id = conversion.job_id;
+        match end {
+            End::Interrupted => signal(&child, Signal::SIGTERM),
+            End::Killed => signal(&child, Signal::SIGKILL),
+            End::ConversionCancelled => {
+                request::submit(&site.directories, &Request::Cancel { job_id }).unwrap();
+            }
+        }
+        let output = child.wait_with_output().unwrap();
+        match end {
+            End::Interrupted => expect(&output, 1, cause),
+            End::Killed => {
+                let mut next = site.hyperexport();
+                let next = next.args(scene.server()).args(["--list", "live"]);
+                expect(&next.output().unwrap(), 0, "");
+            }
+            End::ConversionCancelled => expect(&output, 1, "the job was cancelled"),
+        }
+        scene.simulator.assert_clean();
+        daemon.wait(60, "the conversion is over", || site.is_quiet());
+        let records = site.records();
+        assert_eq!((records.len(), records[0].job_id), (1, job_id));
+        assert_eq!(records[0].state, JobState::Cancelled);
+        let told = records[0].error.as_ref().unwrap().to_text();
+        assert!(told.contains(cause), "{told}");
+        assert!(!site.link("live").exists());
+        let archived = site.directories.errors().join(&conversion.drop);
+        let left = fs::metadata(archived.join("live-disk1.vmdk")).unwrap();
+        assert_eq!(left.len(), 0);
+        let debts = site.top.path().join("state/hyperexport/debts");
+        assert!(names(&debts).is_empty());
+        assert!(names(&site.directories.incoming()).is_empty());
+        daemon.stop();
+    }
+}
+
+/// A server without ranges: what broke cannot be gone on with.
+#[test]
+fn what_cannot_be_streamed_is_exported_whole() {
+    let scene = Scene::new(vec![rule("GET /nfc/", 1, Harm::Cut(3_000_000))]);
+    let site = Site::new(CONFIG);
+    let daemon = site.start();
+    let mut command = site.hyperexport();
+    command.args(scene.server()).args(["--vm", "live"]);
+    let output = command.output().unwrap();
+    expect(&output, 0, "exporting without streaming");
+    images::judge(&scene.path("b.raw"), &site.link("live"), "qcow2");
+    let ends = [JobState::Cancelled, JobState::Completed];
+    assert_eq!(ends.map(|state| site.count(state)), [1, 1]);
+    scene.simulator.assert_clean();
     daemon.stop();
 }

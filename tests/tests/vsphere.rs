@@ -3,7 +3,7 @@ use hyper2kvm_tests::dialog::Dialog;
 use hyper2kvm_tests::images::text;
 use hyper2kvm_tests::proxy::{Harm, rule};
 use hyper2kvm_tests::vcsim::{PASSWORD, Simulator, USERNAME};
-use hyper2kvm_tests::vsphere::{Scene, expect, said, wait_until};
+use hyper2kvm_tests::vsphere::{Scene, expect, said, signal, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -339,14 +339,6 @@ fn a_password_is_needed_and_never_shown() {
     let list = [&list[..], &["--password-file", text(&password)]].concat();
     let open = scene.command(&list).output().unwrap();
     expect(&open, 0, "is open to others than its owner; run: chmod 600");
-}
-
-/// To what timeout(1), the child, runs; itself would send it twice.
-fn signal(child: &std::process::Child, signal: Signal) {
-    let id = child.id();
-    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-    let pid = nix::unistd::Pid::from_raw(children.trim().parse().unwrap());
-    nix::sys::signal::kill(pid, signal).unwrap();
 }
 
 #[test]

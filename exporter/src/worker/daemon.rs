@@ -16,6 +16,8 @@ pub enum Presence {
     /// The service is active, or its heartbeat is fresh.
     Running {
         paused: bool,
+        /// Its heartbeat is fresh: it is ours, and does what this version can.
+        beats: bool,
     },
     Absent,
 }
@@ -29,8 +31,14 @@ pub fn look(instance: &Instance) -> Presence {
         |status: &Status| matches!(status.state, DaemonState::Stopping | DaemonState::Draining);
     match beat {
         Some(status) if ending(&status) => Presence::Absent,
-        Some(_) => Presence::Running { paused },
-        None if is_active(&instance.service()) => Presence::Running { paused },
+        Some(_) => Presence::Running {
+            paused,
+            beats: true,
+        },
+        None if is_active(&instance.service()) => Presence::Running {
+            paused,
+            beats: false,
+        },
         None => Presence::Absent,
     }
 }

@@ -10,20 +10,23 @@ pub mod ledger;
 pub mod service;
 mod staging;
 mod stream;
+mod submit;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use queue::instance::Instance;
 use queue::job::JobId;
-use queue::spool::submit;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Export, Form};
 use crate::machine::Delivered;
 use crate::transfer::{Algorithm, Monitor};
 use daemon::Presence;
-use follow::{Ending, Follow, Marks, Patience};
+use follow::{Ending, Follow, Patience};
+use ledger::FileLedger;
 use staging::Staging;
+pub use submit::end_streams;
 
 /// Our own converter reads it, and at once.
 const FOR_US: Form = Form {
@@ -41,7 +44,8 @@ pub enum Route {
         converter: PathBuf,
         keep: Option<PathBuf>,
     },
-    /// Through the instance's queue; converted directly if its daemon does not run.
+    /// Through the instance's queue, streamed where that can be; converted directly if its daemon
+    /// does not run.
     Queue {
         converter: PathBuf,
         patience: Patience,
@@ -53,6 +57,8 @@ pub struct Task {
     pub export: Export,
     pub instance: Instance,
     pub route: Route,
+    /// The export's own, for what it owes to the queue.
+    pub ledger: Arc<FileLedger>,
     /// Defines the converted VM in libvirt, at the instance's URI.
     pub define: bool,
     /// Hides the converter's own progress.
@@ -113,13 +119,13 @@ impl Task {
     ) -> Result<Outcome> {
         let service = self.instance.service();
         match daemon::look(&self.instance) {
-            Presence::Running { paused } => {
+            Presence::Running { paused, beats } => {
                 if paused {
                     monitor.warn(&format!(
                         "{service} is paused: hyperctl resume lets it go on"
                     ));
                 }
-                self.submit(patience, monitor)
+                self.submit(beats && !self.export.as_ova, patience, monitor)
             }
             Presence::Absent => {
                 let converter_name = converter.display();
@@ -185,17 +191,19 @@ impl Task {
         Ok(Outcome::new(run(staging.directory())?, disks))
     }
 
-    fn submit(&self, patience: Patience, monitor: &dyn Monitor) -> Result<Outcome> {
-        let directories = &self.instance.directories;
-        let submission = submit::stage(directories)?;
-        let job = submission.job();
-        let disks = self
-            .export
-            .fill(submission.directory(), job, FOR_US, monitor)?;
-        let marks = Marks::take(&self.instance, &self.export.name);
-        let drop = submission.publish()?;
-        let mut follow = Follow::new(directories, &drop, marks);
-        let mut outcome = Outcome::new(follow.run(patience, monitor)?, disks);
+    fn submit(
+        &self,
+        is_streamed: bool,
+        patience: Patience,
+        monitor: &dyn Monitor,
+    ) -> Result<Outcome> {
+        let dropped = match is_streamed {
+            true => self.drop_streamed(monitor)?,
+            false => self.drop_whole(monitor)?,
+        };
+        let (directories, drop) = (&self.instance.directories, dropped.drop.to_string());
+        let mut follow = Follow::new(directories, &drop, dropped.marks);
+        let mut outcome = Outcome::new(follow.run(patience, monitor)?, dropped.disks);
         outcome.job = follow.job();
         if let (true, Ending::Completed { .. }) = (self.define, &outcome.ending) {
             self.import(outcome.job, patience, monitor)?;

@@ -17,6 +17,8 @@ pub const CONFIG_DIR_VARIABLE: &str = "HYPER2KVM_CONFIG_DIR";
 const CONFIG_DIR: &str = "/etc/hyper2kvm";
 /// Where producers stage, beneath the queue directory.
 pub const INCOMING: &str = ".incoming";
+/// Where claimed jobs are, beneath the same.
+pub const PROCESSING: &str = ".processing";
 const STATE_DIR: &str = "/var/lib/hyper2kvm";
 
 /// The directory that holds the instances' configuration files.
@@ -197,7 +199,7 @@ impl Directories {
         self.queue.join(INCOMING)
     }
     pub fn processing(&self) -> PathBuf {
-        self.queue.join(".processing")
+        self.queue.join(PROCESSING)
     }
     pub fn processed(&self) -> PathBuf {
         self.queue.join(".processed")

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::submit::Submission;
 use crate::durable::{Directory, EntryKind, HostVolume, Volume, sync_file};
 use crate::error::{Error, Result};
-use crate::instance::Directories;
+use crate::instance::PROCESSING;
 use crate::job::JobId;
 use crate::job::end::{self, End};
 
@@ -82,21 +82,28 @@ impl Growing {
         emptied.map_err(|error| Error::io("empty", &self.path, error))
     }
 
+    /// Whether its end is declared, whatever it is.
+    pub fn has_end(&self) -> Result<bool> {
+        let end = self.directory.append(&end::name_of(&self.name))?;
+        Ok(end.is_some())
+    }
+
     fn declare(&self, end: &End) -> Result<()> {
         self.directory
             .replace(&end::name_of(&self.name), &end.to_bytes()?)
     }
 
-    /// For the recovery of a producer that died: the disk `name` of a job that it had published and
-    /// that is not over. It may be appended to further, or declared aborted.
-    pub fn find(directories: &Directories, job: JobId, name: &str) -> Result<Option<Self>> {
+    /// For the recovery of a producer that died: the disk `name` of a job that it had published
+    /// into the queue directory `queue` and that is not over. It may be appended to further, or
+    /// declared aborted.
+    pub fn find(queue: &Path, job: JobId, name: &str) -> Result<Option<Self>> {
         let submitted = job.to_string();
         // A claim moves it once, from the first of these places to the second.
-        let found = Self::open(directories.queue.join(&submitted), name)?;
+        let found = Self::open(queue.join(&submitted), name)?;
         if found.is_some() {
             return Ok(found);
         }
-        for place in claimed(directories, &submitted)? {
+        for place in claimed(queue, &submitted)? {
             let found = Self::open(place, name)?;
             if found.is_some() {
                 return Ok(found);
@@ -121,8 +128,8 @@ impl Growing {
 }
 
 /// Where a submitted directory lies once it is claimed.
-fn claimed(directories: &Directories, submitted: &str) -> Result<Vec<PathBuf>> {
-    let processing = directories.processing();
+fn claimed(queue: &Path, submitted: &str) -> Result<Vec<PathBuf>> {
+    let processing = queue.join(PROCESSING);
     let entries = HostVolume.read_dir(&processing)?;
     let jobs = entries
         .into_iter()

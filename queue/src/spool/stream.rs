@@ -8,7 +8,6 @@ use super::held::Job;
 use super::memory::{DropKind, Stage, Streamed, StreamedDisk};
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::instance::Directories;
 use crate::job::end::{self, End};
 use crate::job::manifest::{self, Manifest};
 use crate::job::{Delivery, JobId};
@@ -115,12 +114,8 @@ impl Job {
         };
         // Else an unmounted file system would look like a conversion that is over.
         self.check_target(target)?;
-        let directories = Directories {
-            queue: target.queue.clone(),
-            ..(*self.spool.directories).clone()
-        };
         for disk in &streamed.disks {
-            if let Some(growing) = Growing::find(&directories, streamed.drop, &disk.file)? {
+            if let Some(growing) = Growing::find(&target.queue, streamed.drop, &disk.file)? {
                 act(&growing, disk)?;
             }
         }

@@ -240,7 +240,7 @@ fn a_producer_that_died_finds_its_job_and_ends_it() {
     append(&growing[0], &bytes[..bytes.len() / 2]);
     wait_for(&mut daemon, &site, "web", bytes.len() / 2);
     drop(growing);
-    let find = |job| Growing::find(&site.directories, job, "a.vmdk").unwrap();
+    let find = |job| Growing::find(&site.directories.queue, job, "a.vmdk").unwrap();
     assert!(find(JobId::new()).is_none());
     find(job)
         .unwrap()

@@ -86,7 +86,8 @@ pub struct Args {
     /// Defines the converted VM in libvirt, at the instance's uri
     #[arg(long)]
     pub libvirt: bool,
-    /// Submits to the instance's queue and waits; without a running daemon converts directly
+    /// Submits to the instance's queue and waits, disks of a server while they are downloaded;
+    /// without a running daemon converts directly
     #[arg(long)]
     pub hyper2kvm_daemon: bool,
     /// The instance to submit to

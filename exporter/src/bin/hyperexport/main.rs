@@ -14,11 +14,11 @@ use args::{Args, Format, Target};
 use clap::Parser;
 use exporter::error::{Error, ErrorKind, Result};
 use exporter::export::Export;
-use exporter::machine::Provider;
+use exporter::machine::{Ledger, Provider};
 use exporter::transfer::Monitor;
 use exporter::worker::follow::Ending;
 use exporter::worker::ledger::FileLedger;
-use exporter::worker::{Outcome, Task};
+use exporter::worker::{Outcome, Task, end_streams};
 use indicatif::MultiProgress;
 use nix::sys::signal::{SigSet, Signal};
 use queue::instance::Instance;
@@ -174,12 +174,15 @@ struct Program {
 }
 
 impl Program {
-    /// Removes what runs that died left on the server. A failure is told and stops nothing.
+    /// Removes what runs that died left on the server, and ends the conversions that wait for them.
+    /// A failure is told and stops nothing.
     fn clean_up(&self) {
         let cleaned = FileLedger::abandoned(&debts_directory()).and_then(|ledgers| {
-            ledgers
-                .iter()
-                .try_for_each(|ledger| self.provider.clean_up(&ledger.debts(), ledger))
+            ledgers.iter().try_for_each(|ledger| {
+                let ended = end_streams(ledger, "hyperexport died");
+                let cleaned = self.provider.clean_up(&ledger.debts(), ledger);
+                ended.and(cleaned)
+            })
         });
         if let Err(error) = cleaned {
             self.say_error(&format!("warning: {}", show::error_text(&error)));
@@ -244,13 +247,14 @@ impl Program {
             Arc::clone(&self.provider),
             &target.vm,
             target.name.as_deref(),
-            ledger,
+            Arc::clone(&ledger) as Arc<dyn Ledger>,
         )?;
         export.as_ova = self.args.format == Some(Format::Ova);
         let task = Task {
             export,
             instance: self.instance.clone(),
             route: self.args.route(),
+            ledger,
             define: self.args.libvirt,
             quiet: self.args.quiet || self.args.json || self.args.batch.is_some(),
         };
