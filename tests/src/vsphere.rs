@@ -28,14 +28,26 @@ impl Scene {
     }
 
     pub fn with(rules: Vec<Rule>, more: &[&str]) -> Self {
+        Self::start(rules, more, false)
+    }
+
+    /// Beside them `many`, which has the second disk five times.
+    pub fn with_many(rules: Vec<Rule>) -> Self {
+        Self::start(rules, &[], true)
+    }
+
+    fn start(rules: Vec<Rule>, more: &[&str], has_many: bool) -> Self {
         let place = tempfile::tempdir().unwrap();
         disks(place.path());
         let (a, b) = (place.path().join("a.vmdk"), place.path().join("b.vmdk"));
-        let vms = [
+        let mut vms = vec![
             format!("web={},{}", text(&a), text(&b)),
             format!("live:on={}", text(&b)),
             format!("web-02={}", text(&b)),
         ];
+        if has_many {
+            vms.push(format!("many={}", [text(&b); 5].join(",")));
+        }
         let simulator = Simulator::start(place.path(), &vms, more);
         let proxy = Proxy::start(&simulator.address, &simulator.certificates, rules);
         let password = place.path().join("password");

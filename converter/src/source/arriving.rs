@@ -1,7 +1,8 @@
 //! A file that still arrives: how much of it is there, and whether its producer has declared its
 //! end beside it (`<file>.end`).
 //!
-//! Such a file is only ever appended to. One that stands still for too long has lost its producer.
+//! Such a file is only ever appended to. One that stands still for too long has lost its producer,
+//! unless its time of modification goes on.
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,7 @@ pub(super) struct Arriving {
 struct State {
     /// Since when it stands still.
     since: Instant,
+    modified: Option<SystemTime>,
     whole: Option<Whole>,
 }
 
@@ -83,6 +85,7 @@ impl Arriving {
             length_bytes: AtomicU64::new(stat.len()),
             state: Mutex::new(State {
                 since: now.checked_sub(age).unwrap_or(now),
+                modified,
                 whole: None,
             }),
         })
@@ -167,9 +170,10 @@ impl Arriving {
         // In this order: what is declared whole has its length.
         let end = self.read_end()?;
         let stat = self.file.metadata();
-        let length_bytes = stat
-            .map_err(|error| Error::io("stat", &self.path, error))?
-            .len();
+        let stat = stat.map_err(|error| Error::io("stat", &self.path, error))?;
+        let (length_bytes, modified) = (stat.len(), stat.modified().ok());
+        let is_silent = modified == state.modified;
+        state.modified = modified;
         let before = self.length_bytes.swap(length_bytes, Ordering::AcqRel);
         let wrong = |what: String| Err(corrupt(&self.path, what));
         match end {
@@ -184,7 +188,7 @@ impl Arriving {
                 state.whole = Some(Whole { bytes, checksum });
                 Ok(true)
             }
-            None if length_bytes > before => {
+            None if length_bytes > before || !is_silent => {
                 state.since = Instant::now();
                 Ok(false)
             }

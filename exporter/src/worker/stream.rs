@@ -133,6 +133,10 @@ impl Stream for Streaming<'_> {
             && Instant::now() >= watched.next
         {
             watched.next = Instant::now() + LOOK;
+            // Those that wait until others are there.
+            for (_, growing) in &begun.disks {
+                growing.keep_waiting();
+            }
             // A record that cannot be read tells nothing.
             let record = watched.conversion.record().ok().flatten();
             if let Some(record) = record.filter(|record| record.state.is_final()) {

@@ -5,6 +5,7 @@
 //! submits another job.
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::submit::Submission;
 use crate::durable::{Directory, EntryKind, HostVolume, Volume, sync_file};
@@ -52,6 +53,14 @@ impl Growing {
     /// little to wait for at the end.
     pub fn sync(&self) -> Result<()> {
         sync_file(&self.file, &self.path)
+    }
+
+    /// A disk of which nothing has come yet: its time of modification says that its producer lives.
+    /// Best effort; a converter is patient for a while.
+    pub fn keep_waiting(&self) {
+        if self.file.metadata().is_ok_and(|stat| stat.len() == 0) {
+            let _ = self.file.set_modified(SystemTime::now());
+        }
     }
 
     /// The disk is whole: what it holds is made durable, then that is said. `checksum` is of the

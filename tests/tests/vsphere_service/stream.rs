@@ -149,6 +149,32 @@ fn the_conversion_is_nearly_done_before_the_last_byte() {
     converter.stop();
 }
 
+/// More disks than are downloaded at once: the fifth waits for longer than silence is borne.
+#[test]
+fn a_disk_that_waits_for_others_is_not_given_up() {
+    let scene = Scene::with_many(vec![rule(DISK, 4, Harm::Slow(4096))]);
+    let site = trusting(&scene);
+    let config = site.instance.top.path().join("test.toml");
+    let timeout = "incomplete_timeout = 3\n[retry]\nmax_retries = 0\n";
+    let before = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{before}{timeout}")).unwrap();
+    let (mut converter, mut exporter) = (site.instance.start(), site.start());
+    site.ask(&ExportRequest::new(SERVER, "many"));
+    finish(&site, &mut converter, &mut exporter, "many");
+    let results = site.instance.directories.output.join("many");
+    for name in ["many.qcow2", "many-disk5.qcow2"] {
+        assert_same(&scene.path("b.raw"), &results.join(name));
+    }
+    let all = conversions(&site, "many");
+    assert_eq!(all.len(), 1);
+    assert_streamed(&all[0], 5);
+    let seconds = site.record_of("many").unwrap().timings[Phase::Export.as_str()];
+    assert!(seconds > 4.0, "{seconds}");
+    scene.simulator.assert_clean();
+    exporter.stop();
+    converter.stop();
+}
+
 #[test]
 fn a_cut_connection_goes_on_where_it_broke() {
     let cut = |at| rule(DISK, 1, Harm::Cut(at));

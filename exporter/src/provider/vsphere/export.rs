@@ -158,16 +158,13 @@ impl Export<'_> {
         Ok(exported)
     }
 
-    /// Disks are streamed only if none of them waits for another to end: nobody would know such a
-    /// one from one that has come to a standstill.
     fn begin_stream(
         &self,
         method: &'static str,
         warnings: &[String],
     ) -> Result<Option<&dyn Stream>> {
         let disks = &self.described.vm.disks;
-        let stream = self.order.stream;
-        let Some(stream) = stream.filter(|_| disks.len() <= self.server.disks_at_once) else {
+        let Some(stream) = self.order.stream else {
             return Ok(None);
         };
         let expected = |disk: &Disk| Delivered {
