@@ -73,11 +73,8 @@ impl Packer {
         })
     }
 
-    /// Appends the stream of `block` to `packed`; `None` if it is no shorter than the block.
-    fn pack(&mut self, block: &[u8], packed: &mut Vec<u8>) -> Option<Range<usize>> {
-        let start = packed.len();
-        packed.resize(start + block.len() - 1, 0);
-        let room = packed.get_mut(start..)?;
+    /// Writes the stream of `block` and returns its length; `None` if there is no room for it.
+    fn pack(&mut self, block: &[u8], room: &mut [u8]) -> Option<usize> {
         let length = match self {
             Self::Strict(deflater) => {
                 deflater.reset();
@@ -92,8 +89,7 @@ impl Packer {
             Self::Zlib(deflater) => deflater.deflate_compress(block, room).unwrap_or(0),
             Self::Zstd(compressor) => compressor.compress_to_buffer(block, room).unwrap_or(0),
         };
-        packed.truncate(start + length);
-        (length > 0).then_some(start..start + length)
+        (length > 0).then_some(length)
     }
 }
 
@@ -123,23 +119,29 @@ pub(super) fn find(
 ) {
     blocks.clear();
     let first = batch.start.0 / BLOCK_BYTES;
+    let mut transplants = buffer.transplants.iter().peekable();
     let chunks = buffer.guest.chunks_exact(BLOCK_BYTES as usize);
     for (index, bytes) in (first..).zip(chunks) {
-        if is_zero(bytes) {
-            continue;
+        if let Some(block) = transplants.next_if(|block| block.index == index) {
+            blocks.push(Block {
+                index,
+                hash: block.hash,
+                packed: block.stream.clone(),
+                is_transplant: block.stream.is_some(),
+            });
+        } else if !is_zero(bytes) {
+            let mut pack = |packer: &mut Packer| {
+                // What is not shorter than the block is of no use.
+                let most_bytes = bytes.len() - 1;
+                let packed = &mut buffer.packed;
+                packed.append(most_bytes, |room| packer.pack(bytes, room))
+            };
+            blocks.push(Block {
+                index,
+                hash: hash_block(bytes),
+                packed: packer.as_deref_mut().and_then(&mut pack),
+                is_transplant: false,
+            });
         }
-        let transplant = buffer.transplants.iter().find(|(block, _)| *block == index);
-        let is_transplant = transplant.is_some_and(|(_, range)| range.is_some());
-        let packed = match (transplant, packer.as_mut()) {
-            (Some((_, range)), _) => range.clone(),
-            (None, Some(packer)) => packer.pack(bytes, &mut buffer.packed),
-            (None, None) => None,
-        };
-        blocks.push(Block {
-            index,
-            hash: hash_block(bytes),
-            packed,
-            is_transplant,
-        });
     }
 }

@@ -2,7 +2,10 @@
 use std::ops::Range;
 
 use super::batch::{BATCH_BYTES, Batch};
-use crate::disk::{Aligned, BLOCK_BYTES, Extent, HostOffset, Image, Packed, Stored, Window};
+use crate::disk::{
+    Aligned, BLOCK_BYTES, BlockHash, Extent, HostOffset, Image, Packed, Stored, Window, hash_block,
+    is_zero,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Packed units that lie close together are read at once, up to this span.
@@ -12,17 +15,65 @@ const SPAN_BYTES: u64 = 2 * BATCH_BYTES;
 pub(super) struct Buffer {
     /// The guest's bytes of the batch that was read last.
     pub guest: Aligned,
-    /// The deflate streams of the batch's blocks, for a compressed target.
-    pub packed: Vec<u8>,
-    /// Blocks whose stream came with the source, and where in `packed` it is; `None`: the source's
-    /// writer found that the block does not shrink.
-    pub transplants: Vec<(u64, Option<Range<usize>>)>,
+    /// The streams of the batch's blocks, for a compressed target.
+    pub packed: Streams,
+    /// Blocks whose stream came with the source, in order.
+    pub transplants: Vec<Transplant>,
     /// For what has to be aligned to be written.
     pub spare: Option<Aligned>,
     /// Never made shorter: what it gains again would be filled with zeros first.
     stored: Vec<u8>,
     unpacked: Vec<u8>,
     keeps_streams: bool,
+}
+
+/// Streams one behind the other, from a page on. There is room for those of a whole batch, each
+/// shorter than its block: memory that is not written to is none.
+pub(super) struct Streams {
+    bytes: Aligned,
+    end: usize,
+}
+
+impl Streams {
+    fn new(span_bytes: u64) -> Self {
+        Self {
+            bytes: Aligned::zeros(span_bytes as usize),
+            end: 0,
+        }
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Appends what `pack` writes into the next `most_bytes` and returns the length of.
+    pub fn append(
+        &mut self,
+        most_bytes: usize,
+        pack: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Option<Range<usize>> {
+        let start = self.end;
+        let room = self.bytes.get_mut(start..start + most_bytes)?;
+        self.end += pack(room)?;
+        Some(start..self.end)
+    }
+
+    /// Zeros behind the stream that is written last, over whatever is there; returns their end.
+    pub fn pad(&mut self, end: usize, more_bytes: usize) -> usize {
+        let rest = self.bytes.get_mut(end..end + more_bytes);
+        end + rest.map_or(0, |rest| {
+            rest.fill(0);
+            rest.len()
+        })
+    }
+}
+
+/// A block as the source's writer deflated it.
+pub(super) struct Transplant {
+    pub index: u64,
+    pub hash: BlockHash,
+    /// Where in `packed` its stream is. `None`: it does not shrink, and is among the guest's bytes.
+    pub stream: Option<Range<usize>>,
 }
 
 impl Buffer {
@@ -32,7 +83,7 @@ impl Buffer {
         Self {
             guest: Aligned::zeros(span_bytes as usize),
             spare: None,
-            packed: Vec::new(),
+            packed: Streams::new(span_bytes),
             transplants: Vec::new(),
             stored: Vec::new(),
             unpacked: Vec::new(),
@@ -43,7 +94,7 @@ impl Buffer {
     /// Reads `batch` into `guest`. Returns how many stored bytes that took.
     pub fn fill(&mut self, image: &dyn Image, batch: &Batch) -> Result<u64> {
         clear_gaps(&mut self.guest, batch);
-        self.packed.clear();
+        self.packed.end = 0;
         self.transplants.clear();
         let mut read_bytes = 0u64;
         let mut pieces = batch.pieces.as_slice();
@@ -112,36 +163,55 @@ impl Buffer {
             let stored = all_stored.get(from..to).ok_or_else(outside)?;
             let target = place(&mut self.guest, batch, piece, piece.length_bytes)?;
             let whole = skip_bytes == 0 && piece.length_bytes == unit.unpacked_bytes;
-            let unpacked = if whole {
-                image.unpack(&unit, stored, target)?
-            } else {
-                self.unpacked.clear();
-                self.unpacked.resize(unit.unpacked_bytes as usize, 0);
-                let unpacked = image.unpack(&unit, stored, &mut self.unpacked)?;
-                let skip = skip_bytes as usize;
-                let part = self.unpacked.get(skip..skip + target.len());
-                target.copy_from_slice(part.ok_or_else(outside)?);
-                unpacked
-            };
             let is_block = whole
                 && unit.unpacked_bytes == BLOCK_BYTES
                 && unit.guest.0.is_multiple_of(BLOCK_BYTES);
-            let stream = unpacked.deflate.filter(|_| self.keeps_streams && is_block);
-            if let Some(stream) = stream {
-                let range = if stream.len() < BLOCK_BYTES as usize {
-                    let stream = stored.get(stream).ok_or_else(outside)?;
-                    let start = self.packed.len();
-                    self.packed.extend_from_slice(stream);
-                    Some(start..self.packed.len())
-                } else {
-                    None
-                };
-                self.transplants.push((unit.guest.0 / BLOCK_BYTES, range));
-            }
+            let unpacked = if whole && !(is_block && self.keeps_streams) {
+                image.unpack(&unit, stored, target)?
+            } else {
+                // Always the same memory: a block that is carried over never leaves the core's
+                // own cache.
+                self.unpacked.resize(unit.unpacked_bytes as usize, 0);
+                let unpacked = image.unpack(&unit, stored, &mut self.unpacked)?;
+                let stream = unpacked.deflate.clone().filter(|_| is_block);
+                let transplant = stream.and_then(|stream| {
+                    let index = unit.guest.0 / BLOCK_BYTES;
+                    transplant(index, &self.unpacked, stored.get(stream)?, &mut self.packed)
+                });
+                if transplant
+                    .as_ref()
+                    .is_none_or(|block| block.stream.is_none())
+                {
+                    let skip = skip_bytes as usize;
+                    let part = self.unpacked.get(skip..skip + target.len());
+                    target.copy_from_slice(part.ok_or_else(outside)?);
+                }
+                self.transplants.extend(transplant);
+                unpacked
+            };
             read_bytes = read_bytes.saturating_add(unpacked.stored_bytes);
         }
         Ok(read_bytes)
     }
+}
+
+/// Takes over `stream`, of which `block` was inflated.
+fn transplant(index: u64, block: &[u8], stream: &[u8], packed: &mut Streams) -> Option<Transplant> {
+    if is_zero(block) {
+        return None;
+    }
+    let shrinks = stream.len() < BLOCK_BYTES as usize;
+    let stream = shrinks.then(|| {
+        packed.append(stream.len(), |room| {
+            room.copy_from_slice(stream);
+            Some(stream.len())
+        })
+    });
+    Some(Transplant {
+        index,
+        hash: hash_block(block),
+        stream: stream.flatten(),
+    })
 }
 
 /// Zeros where nothing is stored; the rest is about to be read.

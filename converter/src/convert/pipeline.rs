@@ -17,7 +17,9 @@ use super::output::Output;
 use super::progress::Work;
 use super::sharing::Sharing;
 use super::target::{Packing, Target};
-use crate::disk::{BLOCK_BYTES, Checksum, GuestOffset, HostOffset, Image, Layout, Observer};
+use crate::disk::{
+    BLOCK_BYTES, Checksum, GuestOffset, HostOffset, Image, Layout, Observer, PAGE_BYTES,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::SourceDisk;
 
@@ -324,6 +326,12 @@ impl Shared<'_> {
                 .map(|(block, _)| piece(block))
             {
                 range.end = next.end;
+            }
+            if packed && placed.peek().is_none() {
+                // The rest of its last page is nobody else's.
+                let end_bytes = place.0 + range.len() as u64;
+                let more_bytes = end_bytes.next_multiple_of(PAGE_BYTES) - end_bytes;
+                range.end = buffer.packed.pad(range.end, more_bytes as usize);
             }
             let from = if packed {
                 buffer.packed.as_slice()

@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use super::{
     CLUSTER_BITS, CLUSTER_BYTES, COMPRESSION_TYPE, COPIED, Compression, ENTRIES, HEADER_BYTES,
-    LONG_HEADER_BYTES, MAGIC, PACKED, PACKED_SECTORS_SHIFT, REFCOUNT_ORDER, REFCOUNTS, VERSION,
+    LONG_HEADER_BYTES, MAGIC, PACKED, PACKED_SECTORS_SHIFT, PACKED_SPAN_BYTES, REFCOUNT_ORDER,
+    REFCOUNTS, VERSION,
 };
-use crate::disk::{BLOCK_BYTES, HostOffset, Layout, SECTOR_BYTES};
+use crate::disk::{BLOCK_BYTES, HostOffset, Layout, PAGE_BYTES, SECTOR_BYTES};
 use crate::error::{Error, ErrorKind, Result};
 
 const _: () = assert!(BLOCK_BYTES == CLUSTER_BYTES);
@@ -33,6 +34,8 @@ pub struct Qcow2Layout {
     next_cluster: u64,
     /// The end of the last packed block: the next one may follow it.
     packed_end: u64,
+    /// The last packed block's number of `PACKED_SPAN_BYTES`.
+    packed_span: u64,
 }
 
 /// The L2 table that is being filled.
@@ -124,6 +127,7 @@ impl Qcow2Layout {
             l2: None,
             next_cluster: plan.first_free(),
             packed_end: 0,
+            packed_span: 0,
         }
     }
 
@@ -303,6 +307,11 @@ impl Layout for Qcow2Layout {
             return Err(out_of_order(index));
         }
         self.reach(index)?;
+        let span = index / (PACKED_SPAN_BYTES / CLUSTER_BYTES);
+        if span != self.packed_span {
+            self.packed_span = span;
+            self.packed_end = self.packed_end.next_multiple_of(PAGE_BYTES);
+        }
         let start = self.allocate_packed(length_bytes)?;
         let more_sectors = (start + length_bytes - 1) / SECTOR_BYTES - start / SECTOR_BYTES;
         self.map(
@@ -347,4 +356,29 @@ fn out_of_order(index: u64) -> Error {
         ErrorKind::Internal,
         format!("qcow2 layout: block or table {index} came twice or out of order"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn packed_blocks_of_two_spans_share_no_page() {
+        let path = Path::new("x.qcow2").to_path_buf();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let mut layout = Qcow2Layout::new(file, path, 1 << 40, Compression::Zlib);
+        let blocks = PACKED_SPAN_BYTES / CLUSTER_BYTES;
+        let end = layout.place_packed(0, 1000).unwrap().0 + 1000;
+        // Within a span they follow each other to the byte.
+        assert_eq!(layout.place_packed(blocks - 1, 1000).unwrap().0, end);
+        let end = end + 1000;
+        let next = layout.place_packed(blocks, 1000).unwrap().0;
+        assert_eq!(next, end.next_multiple_of(PAGE_BYTES));
+        // A block that came as it is leaves the rest of the packed ones' cluster to them.
+        layout.place(blocks + 1).unwrap();
+        let after = layout.place_packed(3 * blocks, 1000).unwrap().0;
+        assert_eq!(after, (next + 1000).next_multiple_of(PAGE_BYTES));
+    }
 }

@@ -10,7 +10,7 @@ use crate::disk::{
 };
 use crate::error::ErrorKind;
 
-const BLOCKS: u64 = 400;
+const BLOCKS: u64 = 800;
 
 /// What an image does at its unit 100.
 #[derive(Clone, Copy, PartialEq)]
