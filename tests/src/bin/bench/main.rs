@@ -20,7 +20,6 @@ use crate::inputs::Inputs;
 use crate::report::Report;
 use crate::speed::{Bench, WORKS};
 
-const ROUNDS: usize = 5;
 /// The rows that are no conversions.
 const LATENCY: &str = "latency";
 const LOAD: &str = "load";
@@ -50,9 +49,8 @@ fn main() -> Result<()> {
         hyper2kvm: &programs.join("hyper2kvm"),
         inputs: &inputs,
         scratch: top.path(),
-        rounds: ROUNDS,
     };
-    let mut report = Report::new(top.path(), ROUNDS)?;
+    let mut report = Report::new(top.path())?;
     report.begin();
     for work in WORKS.iter().filter(|work| wanted(work.name)) {
         report.add(work, bench.run(work).context(work.what)?);
