@@ -84,7 +84,7 @@ impl Site {
         copy_on(&self.disk, &self.image(), &self.plan, &resume, observer)
     }
 
-    /// An attempt that ends after `after` batches and a checkpoint, and does not come to a last one.
+    /// An attempt that ends after `after` batches and a checkpoint, without a last one.
     fn crash(&self, after: u64) {
         let ended = self.attempt(&Ending::crash(after, self));
         assert_eq!(ended.unwrap_err().kind, ErrorKind::Cancelled);
