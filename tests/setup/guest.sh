@@ -96,6 +96,10 @@ GRUB
     tar -C "$root" --numeric-owner -cf "$cache/guest-root.tar" .
 }
 
+# Programs in the appliance see its own names of disks, which may be in another order each time.
+install_grub='grub-install --target=i386-pc "$(grub-probe --target=disk /)"'
+name_root='sed -i s,root=/dev/sd[a-z]1,root=/dev/sda1, /boot/grub/grub.cfg'
+
 # fish COMMANDS: runs them on the disk, within a time limit.
 fish() {
     truncate -s 3G "$disk.part"
@@ -107,7 +111,7 @@ make_plain() {
         return 1
     fish part-disk /dev/sda mbr : part-set-bootable /dev/sda 1 true : mkfs ext4 /dev/sda1 : \
         mount /dev/sda1 / : tar-in "$cache/guest-root.tar" / : \
-        command "grub-install --target=i386-pc /dev/sda" : command update-grub
+        sh "$install_grub" : command update-grub : sh "$name_root"
 }
 
 make_lvm() {
@@ -133,7 +137,7 @@ make_btrfs() {
         btrfs-subvolume-create /@ : btrfs-subvolume-create /@home : umount-all : \
         mount-options subvol=@ /dev/sda1 / : tar-in "$cache/guest-root.tar" / : \
         mount-options subvol=@home /dev/sda1 /home : \
-        command "grub-install --target=i386-pc /dev/sda" : command update-grub
+        sh "$install_grub" : command update-grub : sh "$name_root"
 }
 
 rm -f "$disk.part"
