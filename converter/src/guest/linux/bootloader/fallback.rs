@@ -1,7 +1,9 @@
 //! The path that UEFI firmware starts when it remembers no loader: `EFI/BOOT/BOOTX64.EFI` of the
 //! EFI system partition. A converted machine's firmware remembers none.
 //!
-//! A shim starts the GRUB beside it, whose own prefix leads it back to its menu.
+//! A shim starts the GRUB beside it, whose own prefix leads it back to its menu. SUSE's have no
+//! architecture in their names, and its signed GRUB has no prefix: it reads the `grub.cfg` beside
+//! it, which leads to the menu.
 
 /// The vendor's loader to copy where the fallback is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,16 +28,15 @@ pub fn missing(files: &[String], arch: &str) -> Vec<Copy> {
     }
     let mut loaders: Vec<&String> = files.iter().filter(|file| is_vendor(file)).collect();
     loaders.sort();
-    let named = |stem: &str| {
-        let name = format!("{stem}{suffix}.efi");
+    let named = |name: &str| {
         let mut found = loaders.iter();
         found
-            .find(|file| file_name(file).eq_ignore_ascii_case(&name))
+            .find(|file| file_name(file).eq_ignore_ascii_case(name))
             .copied()
     };
-    let beside = |loader: &str, stem: &str| {
+    let beside = |loader: &str, name: &str| {
         let folder = loader.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let wanted = format!("{folder}/{stem}{suffix}.efi");
+        let wanted = format!("{folder}/{name}");
         let mut found = loaders.iter();
         found
             .find(|file| file.eq_ignore_ascii_case(&wanted))
@@ -46,18 +47,25 @@ pub fn missing(files: &[String], arch: &str) -> Vec<Copy> {
         to: format!("EFI/BOOT/{name}"),
     };
     let boot = format!("BOOT{}.EFI", suffix.to_ascii_uppercase());
-    if let Some(shim) = named("shim") {
+    let of_arch = |stem: &str| format!("{stem}{suffix}.efi");
+    let suse = ["grub.efi", "MokManager.efi", "grub.cfg"].map(str::to_owned);
+    let others = [of_arch("grub"), of_arch("mm")];
+    let shims = [(of_arch("shim"), &others[..]), ("shim.efi".into(), &suse)];
+    for (shim, fellows) in shims {
+        let Some(shim) = named(&shim) else {
+            continue;
+        };
         let mut copies = Vec::new();
-        for stem in ["grub", "mm"] {
-            if let Some(found) = beside(shim, stem) {
-                copies.push(place(found, &format!("{stem}{suffix}.efi")));
+        for name in fellows {
+            if let Some(found) = beside(shim, name) {
+                copies.push(place(found, name));
             }
         }
         // The last is the one by which the next run sees that all is there.
         copies.push(place(shim, &boot));
         return copies;
     }
-    let loader = named("grub").or_else(|| named("systemd-boot"));
+    let loader = named(&of_arch("grub")).or_else(|| named(&of_arch("systemd-boot")));
     loader
         .map(|loader| place(loader, &boot))
         .into_iter()
@@ -68,7 +76,7 @@ fn file_name(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
-/// A loader in a folder of its vendor: `EFI/debian/grubx64.efi`.
+/// A file in a folder of its vendor: `EFI/debian/grubx64.efi`.
 fn is_vendor(path: &str) -> bool {
     let mut parts = path.split('/');
     let top = parts.next().unwrap_or_default();

@@ -121,7 +121,8 @@ impl Planner<'_> {
             let mut files = Vec::new();
             for vendor in vendors {
                 let loaders = self.files(&vendor, |name| {
-                    name.len() < 64 && name.to_ascii_lowercase().ends_with(".efi")
+                    let name = name.to_ascii_lowercase();
+                    name.len() < 64 && (name.ends_with(".efi") || name == "grub.cfg")
                 })?;
                 let inside = loaders.into_iter();
                 files.extend(inside.filter_map(|path| {

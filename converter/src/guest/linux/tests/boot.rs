@@ -108,13 +108,59 @@ fn an_empty_nvram_finds_a_loader() {
         ),
         (&["EFI/debian/grubx64.efi"], "s390x", &[]),
     ] {
-        let files: Vec<String> = files.iter().map(|file| (*file).to_owned()).collect();
-        let found: Vec<String> = missing(&files, arch)
-            .into_iter()
-            .map(|copy| copy.to)
-            .collect();
-        assert_eq!(found, copies, "{files:?}");
+        assert_eq!(copied(files, arch), copies, "{files:?}");
     }
+}
+
+#[test]
+fn a_shim_gets_the_grub_that_it_starts() {
+    for (files, arch, copies) in [
+        (
+            &[
+                "EFI/opensuse/MokManager.efi",
+                "EFI/opensuse/grub.cfg",
+                "EFI/opensuse/grub.efi",
+                "EFI/opensuse/grubx64.efi",
+                "EFI/opensuse/shim.efi",
+            ][..],
+            "x86_64",
+            &[
+                "EFI/BOOT/grub.efi",
+                "EFI/BOOT/MokManager.efi",
+                "EFI/BOOT/grub.cfg",
+                "EFI/BOOT/BOOTX64.EFI",
+            ][..],
+        ),
+        (
+            &["EFI/sles/shim.efi", "EFI/sles/grub.efi"],
+            "aarch64",
+            &["EFI/BOOT/grub.efi", "EFI/BOOT/BOOTAA64.EFI"],
+        ),
+        // Both names of one shim, which starts the GRUB of its architecture.
+        (
+            &[
+                "EFI/centos/grub.cfg",
+                "EFI/centos/grubx64.efi",
+                "EFI/centos/mmx64.efi",
+                "EFI/centos/shim.efi",
+                "EFI/centos/shimx64.efi",
+            ],
+            "x86_64",
+            &[
+                "EFI/BOOT/grubx64.efi",
+                "EFI/BOOT/mmx64.efi",
+                "EFI/BOOT/BOOTX64.EFI",
+            ],
+        ),
+    ] {
+        assert_eq!(copied(files, arch), copies, "{files:?}");
+    }
+}
+
+fn copied(files: &[&str], arch: &str) -> Vec<String> {
+    let files: Vec<String> = files.iter().map(|file| (*file).to_owned()).collect();
+    let copies = missing(&files, arch).into_iter();
+    copies.map(|copy| copy.to).collect()
 }
 
 #[test]
