@@ -1,4 +1,8 @@
 //! The guest's kernels, by their modules and the files in /boot that belong to them.
+//!
+//! Boot Loader Specification entries may have kernels of their own: `<token>/<version>/linux` and
+//! `initrd`, which openSUSE gives a checksum and Debian the version in their names. One version
+//! can have several initramfs there and one in /boot: each is told, as any of them may be started.
 use super::appliance::Appliance;
 use super::inspect::read_text;
 use super::model::Kernel;
@@ -20,7 +24,10 @@ const INITRAMFS: [&str; 5] = [
     "/boot/initramfs-{}",
 ];
 
-/// The kernels that have modules and an image, the oldest first.
+/// The directories of entries' kernels; `{}` is the token.
+const ENTRIES: [&str; 3] = ["/boot/{}", "/efi/{}", "/boot/efi/{}"];
+
+/// The kernels that have modules and an image, the oldest first; one for each initramfs.
 pub fn list(appliance: &mut Appliance<'_>) -> Result<Vec<Kernel>> {
     let mut kernels = Vec::new();
     if !appliance.flag("is_dir", &["/lib/modules/"])? {
@@ -28,20 +35,59 @@ pub fn list(appliance: &mut Appliance<'_>) -> Result<Vec<Kernel>> {
     }
     let mut versions = appliance.list("ls", &["/lib/modules/"])?;
     versions.sort_by_key(|version| sort_key(version));
+    let tokens = tokens(|path| read_text(appliance, path))?;
     for version in versions {
         let names = names(&version, |path| read_text(appliance, path))?;
-        let Some(image) = first_that_is(appliance, &paths(&IMAGES, &names))? else {
+        let mut files = Vec::new();
+        for directory in entries(&tokens, &version) {
+            if appliance.flag("is_dir", &[&directory])? {
+                let found = appliance.list("ls", &[&directory])?.into_iter();
+                files.extend(found.map(|name| format!("{directory}{name}")));
+            }
+        }
+        let image = first_that_is(appliance, &paths(&IMAGES, &names))?;
+        let Some(image) = image.or_else(|| called("linux", &files).into_iter().next()) else {
             continue;
         };
-        kernels.push(Kernel {
-            initramfs: first_that_is(appliance, &paths(&INITRAMFS, &names))?,
+        let mut all: Vec<_> = called("initrd", &files).into_iter().map(Some).collect();
+        let usual = first_that_is(appliance, &paths(&INITRAMFS, &names))?;
+        if usual.is_some() || all.is_empty() {
+            all.push(usual);
+        }
+        kernels.extend(all.into_iter().map(|initramfs| Kernel {
+            initramfs,
             modules: format!("/lib/modules/{version}"),
-            version,
-            image,
+            version: version.clone(),
+            image: image.clone(),
             drivers: Vec::new(),
-        });
+        }));
     }
     Ok(kernels)
+}
+
+/// What the directories of entries' kernels may be called by.
+fn tokens(mut read: impl FnMut(&str) -> Result<String>) -> Result<Vec<String>> {
+    let mut tokens = Vec::new();
+    for path in ["/etc/kernel/entry-token", "/etc/machine-id"] {
+        tokens.push(read(path)?.trim().to_owned());
+    }
+    Ok(tokens)
+}
+
+fn entries(tokens: &[String], version: &str) -> Vec<String> {
+    let all = paths(&ENTRIES, tokens).into_iter();
+    all.map(|directory| format!("{directory}/{version}/"))
+        .collect()
+}
+
+/// The files with that name, whatever is added to it.
+fn called(stem: &str, files: &[String]) -> Vec<String> {
+    let is_called = |path: &&String| {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let rest = name.strip_prefix(stem);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
+    };
+    files.iter().filter(is_called).cloned().collect()
 }
 
 /// What stands for a kernel in the names of its files: its version; Arch's package, which the
@@ -134,13 +180,42 @@ mod tests {
             };
             for kernel in guest.kernels {
                 let names = names(&kernel.version, read).unwrap();
-                let (images, initramfs) = (paths(&IMAGES, &names), paths(&INITRAMFS, &names));
+                let (images, mut initramfs) = (paths(&IMAGES, &names), paths(&INITRAMFS, &names));
+                let beside: Vec<String> = kernel.initramfs.iter().cloned().collect();
+                let entries = entries(&tokens(read).unwrap(), &kernel.version);
+                initramfs.extend(called("initrd", &beside).into_iter().filter(|path| {
+                    let (folder, _) = path.rsplit_once('/').unwrap();
+                    entries.contains(&format!("{folder}/"))
+                }));
                 assert!(images.contains(&kernel.image), "{folder:?}: {images:?}");
                 let wanted = kernel.initramfs.unwrap_or_else(|| initramfs[0].clone());
                 assert!(initramfs.contains(&wanted), "{wanted}: {initramfs:?}");
                 assert_eq!(kernel.modules, format!("/lib/modules/{}", kernel.version));
             }
         }
+    }
+
+    #[test]
+    fn an_entrys_kernel_is_beneath_its_token() {
+        let read = |path: &str| {
+            let found = path == "/etc/kernel/entry-token";
+            Ok(if found { "tumbleweed\n" } else { "" }.to_owned())
+        };
+        let entries = entries(&tokens(read).unwrap(), "6.17.9-1-default");
+        let [boot, efi, esp] =
+            ["/boot", "/efi", "/boot/efi"].map(|top| format!("{top}/tumbleweed/6.17.9-1-default/"));
+        assert_eq!(entries, [boot, efi, esp]);
+        let files = [
+            "a/linux-0a1b",
+            "a/initrd",
+            "a/initrd-2c3d",
+            "a/initrd.img-6.1",
+        ];
+        let files = files.map(str::to_owned);
+        assert_eq!(called("linux", &files), files[..1]);
+        assert_eq!(called("initrd", &files), files[1..]);
+        let others = ["a/initrdx", "a/microcode", "a/linuxes", "initrd/x"].map(str::to_owned);
+        assert!(called("initrd", &others).is_empty() && called("linux", &others).is_empty());
     }
 
     #[test]

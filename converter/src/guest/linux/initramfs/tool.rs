@@ -88,6 +88,10 @@ pub fn commands(tool: Tool, kernel: &Kernel, drivers: &[&str]) -> Option<Command
         .map(|driver| format!("--with={driver}"))
         .collect();
     let build: Vec<&str> = match tool {
+        // update-initramfs knows the one in /boot alone.
+        Tool::InitramfsTools if image != format!("/boot/initrd.img-{release}") => {
+            vec!["mkinitramfs", "-o", image, release]
+        }
         Tool::InitramfsTools => vec!["update-initramfs", "-u", "-k", release],
         Tool::Dracut => vec!["dracut", "--force", "--add-drivers", &added, image, release],
         // What autodetect would find is the machine that repairs.

@@ -91,6 +91,30 @@ fn the_guests_own_tool_makes_it() {
 }
 
 #[test]
+fn an_initramfs_beside_its_entry_is_made_where_it_is() {
+    for (image, build) in [
+        (
+            "/boot/initrd.img-6.1.0-28-amd64",
+            "update-initramfs -u -k 6.1.0-28-amd64",
+        ),
+        (
+            "/efi/debian/6.1.0-28-amd64/initrd.img-6.1.0-28-amd64",
+            "mkinitramfs -o /efi/debian/6.1.0-28-amd64/initrd.img-6.1.0-28-amd64 6.1.0-28-amd64",
+        ),
+    ] {
+        let kernel = Kernel {
+            version: "6.1.0-28-amd64".to_owned(),
+            image: "/boot/vmlinuz-6.1.0-28-amd64".to_owned(),
+            initramfs: Some(image.to_owned()),
+            modules: "/lib/modules/6.1.0-28-amd64".to_owned(),
+            drivers: Vec::new(),
+        };
+        let commands = commands(Tool::InitramfsTools, &kernel, &WANTED).unwrap();
+        assert_eq!(commands.build.join(" "), build);
+    }
+}
+
+#[test]
 fn no_name_of_a_hostile_guest_reaches_a_command() {
     let kernel = Kernel {
         version: "6.1.0-28-amd64".to_owned(),
