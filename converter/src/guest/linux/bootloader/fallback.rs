@@ -48,15 +48,15 @@ pub fn missing(files: &[String], arch: &str) -> Vec<Copy> {
     };
     let boot = format!("BOOT{}.EFI", suffix.to_ascii_uppercase());
     let of_arch = |stem: &str| format!("{stem}{suffix}.efi");
-    let suse = ["grub.efi", "MokManager.efi", "grub.cfg"].map(str::to_owned);
-    let others = [of_arch("grub"), of_arch("mm")];
-    let shims = [(of_arch("shim"), &others[..]), ("shim.efi".into(), &suse)];
-    for (shim, fellows) in shims {
-        let Some(shim) = named(&shim) else {
-            continue;
+    if let Some(shim) = named(&of_arch("shim")).or_else(|| named("shim.efi")) {
+        let is_of_arch = file_name(shim).eq_ignore_ascii_case(&of_arch("shim"));
+        let fellows = if !is_of_arch && beside(shim, "grub.efi").is_some() {
+            ["grub.efi", "MokManager.efi", "grub.cfg"].map(str::to_owned)
+        } else {
+            [of_arch("grub"), of_arch("mm"), "MokManager.efi".to_owned()]
         };
         let mut copies = Vec::new();
-        for name in fellows {
+        for name in &fellows {
             if let Some(found) = beside(shim, name) {
                 copies.push(place(found, name));
             }

@@ -136,6 +136,20 @@ fn a_shim_gets_the_grub_that_it_starts() {
             "aarch64",
             &["EFI/BOOT/grub.efi", "EFI/BOOT/BOOTAA64.EFI"],
         ),
+        // RHEL 7's first.
+        (
+            &[
+                "EFI/redhat/MokManager.efi",
+                "EFI/redhat/grubx64.efi",
+                "EFI/redhat/shim.efi",
+            ],
+            "x86_64",
+            &[
+                "EFI/BOOT/grubx64.efi",
+                "EFI/BOOT/MokManager.efi",
+                "EFI/BOOT/BOOTX64.EFI",
+            ],
+        ),
         // Both names of one shim, which starts the GRUB of its architecture.
         (
             &[
