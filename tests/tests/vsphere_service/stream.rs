@@ -314,6 +314,8 @@ fn what_the_converter_finds_damaged_is_fetched_anew() {
     assert_eq!(all.len(), 2);
     assert_eq!(all[0].error.as_ref().unwrap().kind, ErrorKind::Corrupt);
     assert_eq!(all[1].state, JobState::Completed);
+    // The download that was held was given up, not taken up again.
+    assert_eq!(scene.proxy.count("/disk-1.vmdk"), 2);
     scene.simulator.assert_clean();
     exporter.stop();
     converter.stop();
