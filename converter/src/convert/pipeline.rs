@@ -314,6 +314,9 @@ impl Shared<'_> {
                 (false, from..from + BLOCK_BYTES as usize)
             }
         };
+        let has_pages = self
+            .packing
+            .is_some_and(|packing| packing.compression.begins_at_pages());
         let mut placed = blocks.iter().zip(places).peekable();
         while let Some((first, place)) = placed.next() {
             let (packed, mut range) = piece(first);
@@ -327,7 +330,7 @@ impl Shared<'_> {
             {
                 range.end = next.end;
             }
-            if packed && placed.peek().is_none() {
+            if packed && has_pages && placed.peek().is_none() {
                 // The rest of its last page is nobody else's.
                 let end_bytes = place.0 + range.len() as u64;
                 let more_bytes = end_bytes.next_multiple_of(PAGE_BYTES) - end_bytes;

@@ -308,7 +308,7 @@ impl Layout for Qcow2Layout {
         }
         self.reach(index)?;
         let span = index / (PACKED_SPAN_BYTES / CLUSTER_BYTES);
-        if span != self.packed_span {
+        if span != self.packed_span && self.compression.begins_at_pages() {
             self.packed_span = span;
             self.packed_end = self.packed_end.next_multiple_of(PAGE_BYTES);
         }

@@ -31,8 +31,7 @@ const COPIED: u64 = 1 << 63;
 const PACKED: u64 = 1 << 62;
 /// Where the count of further 512-byte sectors begins, for clusters of `CLUSTER_BITS`.
 const PACKED_SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
-/// Packed blocks of so much of the guest share no page of the file with those of the next range:
-/// each range can be written by itself, past the page cache.
+/// Of so much of the guest, packed blocks may begin at a page of the file.
 pub const PACKED_SPAN_BYTES: u64 = 64 * CLUSTER_BYTES;
 /// Guest bytes that one L2 table maps.
 pub const L2_SPAN_BYTES: u64 = ENTRIES * CLUSTER_BYTES;
@@ -45,4 +44,13 @@ pub enum Compression {
     #[default]
     Zlib = 0,
     Zstd = 1,
+}
+
+impl Compression {
+    /// Whether packed blocks of one `PACKED_SPAN_BYTES` share no page of the file with those of
+    /// another: each span can be written by itself, past the page cache. zstd takes so long that
+    /// nothing is won by that, and its images are to be the smallest.
+    pub fn begins_at_pages(self) -> bool {
+        self == Self::Zlib
+    }
 }
