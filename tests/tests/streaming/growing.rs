@@ -27,7 +27,7 @@ pub enum Last {
 }
 
 /// How far the converter is behind at most: more than it holds back until a batch is full.
-const MOST_AHEAD_BYTES: u64 = 3 << 20;
+const MOST_AHEAD_BYTES: u64 = 5 << 20;
 
 pub struct Producer {
     bytes: Vec<u8>,
