@@ -5,8 +5,7 @@ use crate::qcow2::PACKED_SPAN_BYTES;
 
 /// The unit of work of one thread, and with the number of threads the bound of memory.
 pub(super) const BATCH_BYTES: u64 = 16 * BLOCK_BYTES;
-/// For a compressed target: what is left of a batch is still worth writing past the page cache, and
-/// shares no page with another.
+/// For a compressed target: what is left of a batch is still worth writing past the page cache.
 pub(super) const PACKED_BATCH_BYTES: u64 = PACKED_SPAN_BYTES;
 /// Of what is shared unread: fewer calls that each share more.
 pub(super) const SHARED_BATCH_BYTES: u64 = 16 * BATCH_BYTES;

@@ -152,12 +152,7 @@ fn with_systemctl(fixture: &Fixture, script: &str, args: &str) -> Ran {
     let config = fixture.dir.path().join("config");
     std::fs::create_dir_all(&bin).unwrap();
     std::fs::create_dir_all(&config).unwrap();
-    let directories = fixture.directories();
-    let text = format!(
-        "watch_dir = {:?}\noutput_dir = {:?}\n",
-        directories.queue, directories.output
-    );
-    std::fs::write(config.join("vsphere-prod.toml"), text).unwrap();
+    std::fs::write(config.join("vsphere-prod.toml"), fixture.configuration()).unwrap();
     let systemctl = bin.join("systemctl");
     if !script.is_empty() {
         replace(&systemctl, &format!("#!/bin/sh\n{script}\n"));
@@ -228,12 +223,7 @@ fn a_wrong_configuration_hides_no_other_instance() {
     fixture.add("web", JobState::Queued);
     let config = fixture.dir.path().join("config");
     std::fs::create_dir(&config).unwrap();
-    let directories = fixture.directories();
-    let good = format!(
-        "watch_dir = {:?}\noutput_dir = {:?}\n",
-        directories.queue, directories.output
-    );
-    std::fs::write(config.join("good.toml"), good).unwrap();
+    std::fs::write(config.join("good.toml"), fixture.configuration()).unwrap();
     std::fs::write(config.join("bad.toml"), "colour = 1\n").unwrap();
     let run = |args: &str| -> Ran {
         let mut command = program();

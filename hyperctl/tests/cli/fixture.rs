@@ -75,6 +75,12 @@ impl Fixture {
         &self.spool.directories
     }
 
+    /// Of an instance with these directories, as TOML.
+    pub fn configuration(&self) -> String {
+        let of = self.directories();
+        format!("watch_dir = {:?}\noutput_dir = {:?}\n", of.queue, of.output)
+    }
+
     pub fn beat(&self, change: impl FnOnce(&mut Status)) {
         beat(&self.spool, change);
     }
@@ -167,8 +173,7 @@ impl Both {
             of.queue, of.output
         );
         std::fs::write(config.path().join("hypervisord.toml"), text).unwrap();
-        let of = instance.directories();
-        let text = format!("watch_dir = {:?}\noutput_dir = {:?}\n", of.queue, of.output);
+        let text = instance.configuration();
         std::fs::write(config.path().join("hyper2kvm.toml"), text).unwrap();
         Self {
             config,

@@ -303,12 +303,8 @@ fn all_configured_instances_are_searched() {
     let config = tempfile::tempdir().unwrap();
     let (one, two) = (Fixture::named("one"), Fixture::named("two"));
     for (name, fixture) in [("one", &one), ("two", &two)] {
-        let directories = fixture.directories();
-        let text = format!(
-            "watch_dir = {:?}\noutput_dir = {:?}\n",
-            directories.queue, directories.output
-        );
-        std::fs::write(config.path().join(format!("{name}.toml")), text).unwrap();
+        let path = config.path().join(format!("{name}.toml"));
+        std::fs::write(path, fixture.configuration()).unwrap();
     }
     let id = two.add("only-in-two", JobState::Completed);
     one.add("in-both", JobState::Queued);
